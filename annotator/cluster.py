@@ -1,0 +1,258 @@
+"""Where workers run: on Ray, or in this process.
+
+Ray carries shard descriptors and small summaries, nothing else: one operator, a row is a shard, no image
+ever in the object store (why: docs/design.md; measured on Ray 2.60).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from annotator.errors import IncompleteRunError, InvalidInputError, WorkerStalledError
+from annotator.job import Job, WorkerRange
+from annotator.shards import Shard
+from annotator.summary import Summary
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from annotator.worker import Worker
+
+CALLS_PER_WORKER = 2
+"""Shards in flight in one worker, so that batches fill across the edge of a shard."""
+
+MAX_TASK_RETRIES = 2
+"""How often Ray hands a block of shards to another worker when one dies; the next round comes after that."""
+
+MAX_INIT_DEATHS = 20
+"""Workers that may die in a row while they start: spot nodes do."""
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Enough for descriptors and summaries; Ray's floor is 75 MB."""
+
+_STALLED_EXIT = 75
+
+
+class Cluster:
+    """Runs workers for a job; a context manager that leaves nothing behind.
+
+    `local` keeps the worker in this process. Without `address` Ray starts on this machine, quietly, in a
+    temporary folder of its own, and is gone afterwards.
+    """
+
+    def __init__(self, job: Job, *, address: str | None = None, local: bool = False) -> None:
+        self._job, self._address, self._local = job, address, local
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Cluster:
+        if not self._local:
+            self._stack.enter_context(_ray_session(self._address))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def label(self, shards: Sequence[Shard], *, last_round: bool) -> Iterator[Summary]:
+        """Yield a summary for each shard as it comes back; none for shards whose worker died."""
+        if self._local:
+            return _label_here(self._job, shards, last_round=last_round)
+        return _label_on_ray(self._job, shards, last_round=last_round)
+
+
+def _label_here(job: Job, shards: Sequence[Shard], *, last_round: bool) -> Iterator[Summary]:
+    from annotator.worker import Worker  # loads torch, which a run with nothing to do never needs
+
+    with Worker(job, last_round=last_round) as worker, ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
+        flying: set[Future[Summary]] = set()
+        try:
+            for shard in shards:
+                flying.add(calls.submit(worker, shard))
+                if len(flying) == CALLS_PER_WORKER:
+                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while flying:
+                done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            for future in flying:
+                future.cancel()
+
+
+def _label_on_ray(job: Job, shards: Sequence[Shard], *, last_round: bool) -> Iterator[Summary]:
+    import ray
+    from ray.exceptions import RayError
+
+    resources = ray.cluster_resources()
+    low, high = num_workers(job, cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0), shards=len(shards))
+    try:
+        for row in _dataset(job, shards, low, high, last_round=last_round).iter_rows():
+            yield Summary.from_json(row["summary"])
+    except RayError as err:
+        cause = _our_error(err)
+        if cause is not None:
+            raise cause from None
+        text = " ".join(str(err).split())[:400]
+        raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
+
+
+def _dataset(job: Job, shards: Sequence[Shard], low: int, high: int, *, last_round: bool) -> Dataset:
+    """Return the one operator: shard descriptors in, summaries out."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    # A block is what Ray retries as a whole; in the last round a shard that kills its worker stands alone.
+    block = 1 if last_round else max(1, min(64, len(shards) // (32 * high)))
+    tables = [pa.Table.from_pylist([asdict(s) for s in shards[i : i + block]]) for i in range(0, len(shards), block)]
+    fixed = low == high
+    pool = {"size": low} if fixed else {"min_size": low, "max_size": high, "initial_size": low}
+    with warnings.catch_warnings():
+        # The only way to bound a task's retries; Ray drops it in 2.64, and pyproject.toml stays below.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return ray.data.from_arrow(tables).map_batches(
+            _RayWorker,
+            fn_constructor_args=(job.model_dump_json(), last_round),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                **pool, max_concurrent_calls_per_actor=CALLS_PER_WORKER, enable_true_multi_threading=True
+            ),
+            num_gpus=job.gpus_per_worker or None,
+            num_cpus=_cpus_per_worker(job, high),
+            max_task_retries=MAX_TASK_RETRIES,
+        )
+
+
+def num_workers(job: Job, *, cpus: float, gpus: float, shards: int) -> tuple[int, int]:
+    """Return the least and the most workers for a cluster of this size; never more than there are shards.
+
+    Raises IncompleteRunError when the job wants GPUs and the cluster has none.
+    """
+    most = max(1, shards)
+    if job.gpus_per_worker and gpus < job.gpus_per_worker:
+        raise IncompleteRunError(
+            f"a worker wants {job.gpus_per_worker:g} GPU and the cluster has {gpus:g}; "
+            "add GPU nodes, or set gpus_per_worker: 0 to label on CPUs"
+        )
+    if isinstance(job.workers, WorkerRange):
+        return min(job.workers.min, most), min(job.workers.max, most)
+    if job.workers != "auto":
+        return min(job.workers, most), min(job.workers, most)
+    auto = int(gpus / job.gpus_per_worker) if job.gpus_per_worker else max(1, int(cpus) // 4)
+    return min(auto, most), min(auto, most)
+
+
+def _cpus_per_worker(job: Job, workers: int) -> float:
+    """Return CPUs a worker claims: its share of the machine where it computes on them, else a token one."""
+    import ray
+
+    if job.gpus_per_worker:
+        return 1.0
+    return max(1.0, float(ray.cluster_resources().get("CPU", 1.0)) // workers)
+
+
+class _RayWorker:
+    """The worker as Ray sees it: a table with one shard in, a table with its summary out."""
+
+    def __init__(self, job: str, last_round: bool) -> None:
+        from annotator.worker import Worker
+
+        self._worker: Worker = Worker(Job.model_validate_json(job), last_round=last_round)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        shard = Shard(**batch.to_pylist()[0])
+        try:
+            summary = self._worker(shard)
+        except WorkerStalledError:
+            os._exit(_STALLED_EXIT)  # only a new process gets a new device; Ray starts it and tries again
+        except Exception as err:  # a bug of ours must cost this shard a round, and be told, not the whole block
+            summary = Summary(shard=shard, deferred=f"{type(err).__name__}: {err}")
+        return pa.table({"summary": [summary.to_json()]})
+
+
+@contextmanager
+def _ray_session(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start one here that is gone afterwards."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side complains of what Ray Data does
+    if address is None:
+        # Ray 2.60 turns token auth on by itself and then disagrees with itself (reference/ray.md section 0)
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+    import ray.data
+
+    for name in ("ray", "ray.data"):  # after the import, which sets levels of its own
+        logging.getLogger(name).setLevel(logging.ERROR)
+    folder = tempfile.mkdtemp(prefix="ann-") if address is None else None  # short: socket paths have 107 bytes
+    kwargs: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if folder is not None:
+        kwargs |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": folder,
+            "_node_ip_address": "127.0.0.1",
+        }
+    started = not ray.is_initialized()
+    try:
+        if started:
+            with warnings.catch_warnings(), _hushed():
+                warnings.simplefilter("ignore", FutureWarning)  # of Ray's own coming defaults
+                ray.init(**kwargs)
+        _configure()
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what Ray's C++ side writes to standard error while it starts from the user's terminal."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _configure() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.target_max_block_size = 1  # summaries stream back one by one
+    context.max_errored_blocks = -1  # a dead block is planned again; it must not end the run
+    context.max_consecutive_actor_init_deaths = MAX_INIT_DEATHS
+    context.execution_no_progress_timeout_s = -1  # a shard may take long; the worker watches itself
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _our_error(err: BaseException) -> InvalidInputError | None:
+    """Return the error of ours that a worker raised while it was built, or None."""
+    seen: BaseException | None = err
+    while seen is not None:
+        cause = getattr(seen, "cause", None)
+        for candidate in (seen, cause):
+            if isinstance(candidate, InvalidInputError):
+                return candidate
+        seen = seen.__cause__ if seen.__cause__ is not seen else None
+    return None

@@ -1,0 +1,89 @@
+"""The two pixel frames, image (Y, X) and network input (H, W), and the only ways between them.
+
+All dense tasks see the whole image stretched to the input, aspect ratio not kept (sapiens-v1.md 3.1).
+Pixels are squares: pixel i covers [i, i + 1) of its axis, so a point p of an axis with n pixels lies at
+p * m / n on an axis with m. OpenCV's INTER_LINEAR and torch's align_corners=False both work that way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LabelSize = Literal["image", "input", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How one image relates to the network's input and to its dense labels.
+
+    image_yx          height, width of the whole image after orientation
+    input_hw          height, width of the network's input
+    label_size        dense labels have the size of the image, of the input, or of the head's output
+    max_label_pixels  a larger image gets a smaller label of the same aspect (only for label_size image)
+    """
+
+    image_yx: tuple[int, int]
+    input_hw: tuple[int, int]
+    label_size: LabelSize = "image"
+    max_label_pixels: int = 2**21
+
+    def label_yx(self, head_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of a dense label, given the size of the head's output."""
+        if self.label_size == "head":
+            return head_hw
+        return self.input_hw if self.label_size == "input" else cap(self.image_yx, self.max_label_pixels)
+
+
+def cap(size_yx: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """Return the largest size of the same aspect, within a pixel a side, that has at most `max_pixels`."""
+    height, width = size_yx
+    if height * width <= max_pixels:
+        return size_yx
+    scale = math.sqrt(max_pixels / (height * width))
+    height, width = max(1, int(height * scale)), max(1, int(width * scale))
+    return min(height, max_pixels // width or 1), min(width, max_pixels // height or 1)
+
+
+def stretch(pixels_YXC: np.ndarray, input_hw: tuple[int, int]) -> np.ndarray:
+    """Return the image at the network's size, as the models were trained and evaluated on.
+
+    Shapes: uint8 (Y, X, 3) -> uint8 (H, W, 3).   Source: sapiens-v1.md 3.1: bilinear, no antialiasing.
+    """
+    height, width = input_hw
+    input_HWC: np.ndarray = cv2.resize(pixels_YXC, (width, height), interpolation=cv2.INTER_LINEAR)
+    return input_HWC
+
+
+def resize_to_label(output_CHW: Tensor, geometry: Geometry) -> Tensor:
+    """Resize a head's output to the label's size, by way of the network's input size.
+
+    Shapes: (C, h, w) -> (C, Y, X), float32.   Units: unchanged; unit vectors need normalising afterwards.
+    Source: sapiens-v1.md 4.1, "full": bilinear to the input, then bilinear to the image.
+    """
+    import torch.nn.functional as F
+
+    head_hw = (int(output_CHW.shape[-2]), int(output_CHW.shape[-1]))
+    label_yx = geometry.label_yx(head_hw)
+    steps = [label_yx] if geometry.label_size == "head" else [geometry.input_hw, label_yx]
+    map_BCYX = output_CHW.float()[None]
+    for size in steps:
+        if tuple(map_BCYX.shape[-2:]) != size:
+            map_BCYX = F.interpolate(map_BCYX, size=size, mode="bilinear", align_corners=False)
+    return map_BCYX[0]
+
+
+def mask_to(mask_YX: np.ndarray, size_yx: tuple[int, int]) -> np.ndarray:
+    """Return a mask or class map of another dense label of the same image, at this label's size (nearest)."""
+    height, width = size_yx
+    if mask_YX.shape == (height, width):
+        return mask_YX
+    resized_YX: np.ndarray = cv2.resize(mask_YX, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized_YX

@@ -1,0 +1,1 @@
+"""Labels after the run: open, check, count, look. Everything here reads storage alone, at any time."""

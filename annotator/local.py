@@ -1,0 +1,115 @@
+"""Local files: plain reads, folder scans, and the create and replace that a commit rests on.
+
+Why a hard link (2026-11): `open("x")` shows half a file to readers until it is written, and `rename`
+overwrites. A link to a finished, synced file is the one call that is both whole and first-come. NFS has it
+as well; object-store mounts and some overlay filesystems do not, and are refused with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from annotator.errors import NotFoundError
+from annotator.faults import no_hard_link
+
+
+def open_plain(path: str) -> int:
+    """Return a file descriptor of a plain file; a pipe or device would block or never end."""
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise NotFoundError(f"{path}: is not a file")
+    return number
+
+
+def read_plain(path: str, length: int | None) -> bytes:
+    with os.fdopen(open_plain(path), "rb") as file:
+        return file.read(-1 if length is None else length)
+
+
+def scan(path: str) -> list[tuple[str, bool, os.stat_result]]:
+    """Return (name, is a folder, status) of a folder's files and folders, links followed, in the order of uris."""
+    found = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # gone by now, or a link to nowhere
+                    status = entry.stat()
+                    if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
+                        found.append((entry.name, stat.S_ISDIR(status.st_mode), status))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=lambda item: item[0] + "/" * item[1])
+
+
+def _write_temporary(source: Path | bytes, output: str) -> str:
+    """Write source to a new file in the output's `_annotator/tmp`, durably, and return its path."""
+    folder = os.path.join(output, "_annotator", "tmp")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, uuid.uuid4().hex)
+    try:
+        with open(path, "xb") as file:
+            if isinstance(source, bytes):
+                file.write(source)
+            else:
+                with open(source, "rb") as body:
+                    shutil.copyfileobj(body, file, 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    return path
+
+
+def create(source: Path | bytes, path: str, output: str) -> bool:
+    if os.path.lexists(path):  # spares the copy; the link below decides
+        return False
+    temporary = _write_temporary(source, output)
+    try:
+        folder = _make_folder(os.path.dirname(path))
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return os.stat(temporary).st_nlink > 1  # NFS: linked, and the reply was lost
+        except OSError as err:
+            raise (no_hard_link(err, path) or err) from None
+        _sync_folder(folder)
+        return True
+    finally:
+        os.unlink(temporary)
+
+
+def replace(source: Path | bytes, path: str, output: str) -> None:
+    temporary = _write_temporary(source, output)
+    try:
+        folder = _make_folder(os.path.dirname(path))
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _make_folder(path: str) -> str:
+    """Make a folder and its parents, each durably, and return it."""
+    if not os.path.isdir(path):
+        parent = _make_folder(os.path.dirname(path))
+        os.makedirs(path, exist_ok=True)
+        _sync_folder(parent)
+    return path
+
+
+def _sync_folder(path: str) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,86 @@
+"""How a loaded model runs: device, precision, memory layout, compilation, and the input's normalisation.
+
+Why compile on CUDA only by default (2026-11): on a CPU the compiler's minutes buy little, and small test
+models would pay them on every start.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from annotator.models.model import Model
+from annotator.models.vit import Attention
+
+MEAN_RGB = (123.675, 116.28, 103.53)  # fact sheet 3, the full pipeline, which the weights were trained with
+STD_RGB = (58.395, 57.12, 57.375)  # the same
+HEAD_MULTIPLE = 8  # cuDNN attention needs head sizes that are multiples of 8 (roofline sheet)
+
+
+def pick_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare(
+    model: Model,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    compile: Literal["auto", "off", "max"] = "auto",
+) -> Model:
+    """Make a model ready to run on a device, in place, and return it.
+
+    dtype defaults to bfloat16 on CUDA and float32 elsewhere. On CUDA the head's weights become
+    channels-last, and in reduced precision attention heads are padded to a multiple of 8. `compile`:
+    "auto" compiles on CUDA, "max" everywhere and with kernels chosen by timing; both want one static
+    shape, and another one compiles anew. float32 on CUDA means float32: TF32 is turned off.
+    """
+    device = pick_device() if device is None else device
+    on_cuda = device.type == "cuda"
+    dtype = dtype or (torch.bfloat16 if on_cuda else torch.float32)
+    model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if on_cuda:
+        if dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        else:
+            pad_heads(model)
+        if model.head_name is not None:
+            for weight in model.get_submodule(model.head_name).parameters():
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    if compile == "max":
+        model.compile(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+    elif compile == "auto" and on_cuda:
+        model.compile(fullgraph=True, dynamic=False)
+    return model
+
+
+def pad_heads(model: Model) -> None:
+    """Pad the attention heads to a size that fast kernels take (60 to 64 in the 2b model); same function."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.pad_heads(HEAD_MULTIPLE)
+
+
+def normalise(images_BHW3: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn uint8 RGB into the network's input on the same device: (B, H, W, 3) -> (B, 3, H, W), contiguous.
+
+    (x - mean) / std in float32 on the 0..255 scale, then cast to dtype (fact sheet 3).
+    """
+    mean, std = _constants(images_BHW3.device)
+    planes = images_BHW3.permute(0, 3, 1, 2).contiguous().float()
+    return planes.sub_(mean).div_(std).to(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    shape = (1, 3, 1, 1)
+    return (
+        torch.tensor(MEAN_RGB, device=device).reshape(shape),
+        torch.tensor(STD_RGB, device=device).reshape(shape),
+    )

@@ -1,0 +1,92 @@
+"""The flow, on one page.
+
+    manifest -> plan -> workers over shards (fetch, decode, infer, encode, commit) -> summaries -> report
+
+A run plans, executes what is left and plans again, until nothing is left or two rounds gained nothing.
+The plan is what the pinned manifest holds minus what lies under labels/; there is no other ledger, so a
+run that was killed anywhere goes on with the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from annotator.cluster import Cluster
+from annotator.errors import IncompleteRunError, StorageError
+from annotator.job import Job
+from annotator.plan import Plan, make_plan
+from annotator.preflight import Ready, preflight
+from annotator.report import Report, Reporter, Watcher
+from annotator.shards import committed
+from annotator.storage import Storage
+from annotator.summary import Summary
+from annotator.watch import Silent
+
+ROUND_SHARDS = 100_000
+"""Shards a round takes on at most: bounds the driver's memory; the next round takes the next ones."""
+
+
+def plan(job: Job, *, limit: int | None = None) -> Plan:
+    """Return what a run of this job would do; writes nothing.
+
+    `limit` keeps the first shards that hold that many rows. Raises what `run` would raise before it starts.
+    """
+    return plan_left(preflight(job, write=False), limit)
+
+
+def run(
+    job: Job, *, ray: bool = True, address: str | None = None, limit: int | None = None, watcher: Watcher | None = None
+) -> Report:
+    """Label what the job's output lacks; return the report of this run.
+
+    ray       run the workers on Ray (a cluster at `address`, else one of our own that is gone afterwards);
+              False: one worker in this process
+    limit     take only the first shards that hold so many manifest rows
+    watcher   is told of the progress
+
+    Raises InvalidInputError or FingerprintMismatchError before any work; IncompleteRunError when shards are
+    left over, BudgetExceededError, or StorageError when storage is gone. What is committed stays, always.
+    """
+    ready = preflight(job)
+    storage = Storage(options=ready.job.storage)
+    with ExitStack() as stack:
+        reporter = stack.enter_context(Reporter(ready.job, storage, watcher or Silent()))
+        cluster: Cluster | None = None
+        gained, last_round = True, False
+        while True:
+            left = plan_left(ready, limit)
+            reporter.planned(left)
+            if left.is_done or (last_round and not gained):
+                break
+            last_round = last_round or not gained
+            cluster = cluster or stack.enter_context(Cluster(ready.job, address=address, local=not ray))
+            gained = False
+            for summary in execute(cluster, left, reporter.report.run_id, last_round=last_round):
+                reporter.add(summary)
+                gained = gained or bool(summary.created)
+                if summary.fatal:
+                    raise StorageError(f"{summary.shard}: {summary.deferred}; what is done is committed: run again")
+    if not left.is_done:
+        raise _incomplete(left, reporter.report)
+    return reporter.report
+
+
+def plan_left(ready: Ready, limit: int | None) -> Plan:
+    """Return the shards that lack a label file of any task, fresh from storage."""
+    storage, output = Storage(options=ready.job.storage), ready.job.output
+    left = make_plan(ready.manifest, tuple(ready.job.tasks), lambda t, key: committed(storage, output, t, key))
+    return left if limit is None else left.head(limit)
+
+
+def execute(cluster: Cluster, left: Plan, seed: str, *, last_round: bool) -> Iterator[Summary]:
+    """Yield a summary for each shard of a round, as workers finish them, in an order shuffled by `seed`."""
+    shards = list(left.shards(seed, limit=ROUND_SHARDS))
+    yield from cluster.label(shards, last_round=last_round)
+
+
+def _incomplete(left: Plan, report: Report) -> IncompleteRunError:
+    names = [shard.key for shard in left.shards(report.run_id, limit=5)]
+    reasons = [f"{key}: {report.deferred.get(key, 'its worker died')}" for key in names]
+    more = f" and {len(left) - len(names)} more" if len(left) > len(names) else ""
+    return IncompleteRunError(f"{len(left)} shards are left over: {'; '.join(reasons)}{more}; run again to go on")

@@ -1,0 +1,116 @@
+"""The plan: which shards lack a label file. Manifest minus commits; nothing else is asked.
+
+A shard left over is an index into arrays, 12 bytes, so 10^9 images plan in bounded memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from annotator.manifest import Manifest, PinnedFile
+from annotator.shards import Shard
+
+_THREADS = 16
+_FILES_AT_ONCE = 32  # folders listed before their answers are folded into arrays: bounds memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The shards that lack a label file of at least one task, in manifest order.
+
+    `file_index` and `first` have one entry a shard: its file in `manifest.files` and its first row. `total`
+    counts all shards, `rows_total` and `rows_left` manifest rows before `where`.
+    """
+
+    manifest: Manifest
+    tasks: tuple[str, ...]
+    file_index: npt.NDArray[np.int32]
+    first: npt.NDArray[np.int64]
+    total: int
+    rows_total: int
+    rows_left: int
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def is_done(self) -> bool:
+        return len(self) == 0
+
+    def shards(self, seed: str, *, limit: int | None = None) -> Iterator[Shard]:
+        """Yield the shards (the first `limit` of them) in an order that depends on the seed alone.
+
+        Shuffled: spreads load over hot prefixes, gives an honest estimate of the time left, and keeps two
+        drivers off each other's shards.
+        """
+        digest = hashlib.sha256(seed.encode()).digest()
+        order = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(len(self))
+        return (self._shard(position) for position in islice(order, limit))
+
+    def head(self, num_rows: int) -> Plan:
+        """Return the plan of the first shards, in manifest order, that hold at least `num_rows` rows."""
+        counts = self._ends() - self.first
+        kept = int(np.searchsorted(np.cumsum(counts), num_rows)) + 1 if num_rows > 0 else 0
+        return replace(
+            self, file_index=self.file_index[:kept], first=self.first[:kept], rows_left=int(counts[:kept].sum())
+        )
+
+    def _ends(self) -> npt.NDArray[np.int64]:
+        rows = np.array([file.rows for file in self.manifest.files], np.int64)
+        last = rows[self.file_index] if len(rows) else np.empty(0, np.int64)
+        return np.minimum(self.first + self.manifest.shard_rows, last)
+
+    def _shard(self, position: int) -> Shard:
+        file = self.manifest.files[int(self.file_index[position])]
+        first = int(self.first[position])
+        return Shard(file.key, first, min(first + self.manifest.shard_rows, file.rows))
+
+
+def make_plan(manifest: Manifest, tasks: tuple[str, ...], committed: Callable[[str, str], set[Shard]]) -> Plan:
+    """Return what is left to do: every shard that is not in `committed(task, file key)` of every task.
+
+    `committed` is called from threads, once for each task and manifest file; its other entries (shards of
+    another cut, say) are ignored.
+    """
+    indices, firsts, rows_left, total = [np.empty(0, np.int32)], [np.empty(0, np.int64)], 0, 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(manifest.files), _FILES_AT_ONCE):
+            batch = manifest.files[start : start + _FILES_AT_ONCE]
+            answers = [[pool.submit(committed, task, file.key) for task in tasks] for file in batch]
+            for index, (file, futures) in enumerate(zip(batch, answers, strict=True), start):
+                first = np.arange(0, file.rows, manifest.shard_rows, dtype=np.int64)
+                done = _done(file, manifest.shard_rows, [future.result() for future in futures])
+                total += len(first)
+                first = first[~done]
+                indices.append(np.full(len(first), index, np.int32))
+                firsts.append(first)
+                rows_left += int((np.minimum(first + manifest.shard_rows, file.rows) - first).sum())
+    return Plan(
+        manifest=manifest,
+        tasks=tasks,
+        file_index=np.concatenate(indices),
+        first=np.concatenate(firsts),
+        total=total,
+        rows_total=manifest.rows,
+        rows_left=rows_left,
+    )
+
+
+def _done(file: PinnedFile, shard_rows: int, committed: list[set[Shard]]) -> npt.NDArray[np.bool_]:
+    """Return for each shard of a file whether every task has it."""
+    done = np.ones(-(-file.rows // shard_rows), np.bool_)
+    for shards in committed:
+        has = np.zeros_like(done)
+        for shard in shards:
+            first = shard.first
+            if first < file.rows and shard == Shard(file.key, first, min(first + shard_rows, file.rows)):
+                has[first // shard_rows] |= first % shard_rows == 0
+        done &= has
+    return done

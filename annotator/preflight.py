@@ -1,0 +1,126 @@
+"""Preflight: everything that can be wrong with a job is said here, before any work starts.
+
+Options, manifest, checkpoints and fingerprints are checked first and written last, so a refused job
+leaves no trace in the output.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from annotator.errors import CheckpointError, JobError, NotFoundError, OutputError
+from annotator.fingerprint import TaskRecord, compare_record, make_record, pin_record, read_task_records
+from annotator.job import Job, TaskOptions
+from annotator.manifest import Manifest, kept_fields, pin_manifest
+from annotator.models.cache import file_digest
+from annotator.models.config import ModelConfig
+from annotator.storage import Storage, join, normalize
+from annotator.tasks import Task, resolve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """A job that may start: every default resolved, uris absolute, manifest and records pinned."""
+
+    job: Job
+    manifest: Manifest
+    records: Mapping[str, TaskRecord]
+
+
+def preflight(job: Job, *, write: bool = True) -> Ready:
+    """Check a job and pin what its output will hold it to; with write=False pin nothing (a dry run).
+
+    Raises JobError, ManifestError, CheckpointError, OutputError for what is wrong, each in one line, and
+    FingerprintMismatchError when the output belongs to another job.
+    """
+    storage = Storage(options=job.storage)
+    job = job.model_copy(update={"manifest": normalize(job.manifest), "output": normalize(job.output)})
+    tasks = resolve(job)
+    _check_needs(tasks)
+    _check_output(storage, job.output)
+    manifest = pin_manifest(job, storage, write=False)
+    pinned = read_task_records(storage, job.output)
+    job = _with_device_defaults(job, pinned)
+    records: dict[str, TaskRecord] = {}
+    kept = kept_fields(storage, manifest, job.keep_columns)
+    for name, (task, options) in tasks.items():
+        config, weights = _model(storage, task, options, pinned.get(name))
+        records[name] = make_record(
+            task,
+            options,
+            config=config,
+            weights=weights,
+            dtype=str(job.dtype),
+            decode=job.decode,
+            kept=kept,
+            needs=records,
+        )
+        if name in pinned:
+            compare_record(job.output, pinned[name], records[name])
+    if write:
+        manifest = pin_manifest(job, storage)
+        records = {name: pin_record(storage, job.output, record) for name, record in records.items()}
+    return Ready(job=job, manifest=manifest, records=records)
+
+
+def has_gpu() -> bool:
+    """Return whether this machine has an NVIDIA GPU that we may use; asks the driver's files, not torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    return not hidden and Path("/dev/nvidiactl").exists()
+
+
+def _with_device_defaults(job: Job, pinned: Mapping[str, TaskRecord]) -> Job:
+    """Return the job with GPUs a worker and precision filled in: the output's own precision, if it has one."""
+    gpus = job.gpus_per_worker if job.gpus_per_worker is not None else float(has_gpu())
+    recorded = {record.fingerprint["dtype"] for name, record in pinned.items() if name in job.tasks}
+    default = recorded.pop() if len(recorded) == 1 else "bfloat16" if gpus else "float32"
+    return job.model_copy(update={"gpus_per_worker": gpus, "dtype": job.dtype or default})
+
+
+def _check_needs(tasks: Mapping[str, tuple[Task, Any]]) -> None:
+    for name, (task, options) in tasks.items():
+        for need in task.needs(options):
+            theirs = tasks[need][1]
+            for key in ("label_size", "max_label_pixels"):
+                if getattr(options, key, None) != getattr(theirs, key, None):
+                    raise JobError(
+                        f"tasks.{name}.{key} is {getattr(options, key, None)!r} and tasks.{need}.{key} is "
+                        f"{getattr(theirs, key, None)!r}; {name} uses the {need} map, so they must be equal"
+                    )
+
+
+def _check_output(storage: Storage, output: str) -> None:
+    """Refuse a folder whose labels/ is somebody else's."""
+    if storage.exists(join(output, "_annotator", "job.json")):
+        return
+    stranger = next(iter(storage.list(join(output, "labels"))), None)
+    if stranger is not None:
+        raise OutputError(
+            f"{output}: holds {stranger.uri} but no _annotator/job.json, so it is not an output of ours; "
+            "name an empty or new folder"
+        )
+
+
+def _model(
+    storage: Storage, task: Task, options: TaskOptions, pinned: TaskRecord | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the model's config and its weights' digest; the file is only opened if its digest is new."""
+    hints = {key: getattr(options, key) for key in ("num_heads", "patch_padding", "input_size")}
+    try:
+        digest = file_digest(options.checkpoint, storage)
+    except NotFoundError:
+        raise CheckpointError(f"tasks.{task.name}.checkpoint: {options.checkpoint}: no such file") from None
+    if pinned is not None and pinned.fingerprint["weights"]["sha256"] == digest:
+        given = {"input_hw" if key == "input_size" else key: value for key, value in hints.items() if value is not None}
+        config = replace(ModelConfig.from_dict(pinned.fingerprint["model"]), **given)
+        return config.to_dict(), pinned.fingerprint["weights"]
+    from annotator.models import inspect_checkpoint  # loads torch, which a run with nothing to do never needs
+
+    info = inspect_checkpoint(options.checkpoint, task=task.name, storage=storage, **hints)
+    if problem := task.channels(info.config.channels):
+        raise CheckpointError(f"{options.checkpoint}: {info.config.channels} output channels; {problem}")
+    return info.config.to_dict(), {"sha256": info.sha256, "random": info.random}

@@ -1,0 +1,181 @@
+"""The report of a run: what a person sees while it goes on, and what is kept of it.
+
+Everything is added up from the workers' summaries. `_annotator/runs/<run id>.json` is rewritten every
+30 seconds, so `annotator status` knows about a run from any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+from annotator.errors import BudgetExceededError, redact
+from annotator.job import Job
+from annotator.plan import Plan
+from annotator.storage import Storage, join
+from annotator.summary import Summary, add_counts
+
+RECORD_EVERY_S = 30.0
+
+_MIN_BUDGET_ROWS = 1000
+"""Rows seen before the failure budget is judged: one bad shard must not end a run."""
+
+
+def new_run_id() -> str:
+    """Return a run id that sorts by time and that two drivers never share."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """What a run did. `state` is running | done | incomplete | interrupted | failed.
+
+    images      manifest rows labelled by this run (each counted once, whatever the number of tasks)
+    statuses    label rows by status, by task, of the files this run created
+    errors      label rows by error class
+    deferred    why shards were put off, by shard key; emptied when a later round does them
+    """
+
+    run_id: str
+    state: str = "running"
+    started: str = ""
+    seconds: float = 0.0
+    images: int = 0
+    images_left: int = 0
+    shards: int = 0
+    shards_left: int = 0
+    rounds: int = 0
+    statuses: dict[str, dict[str, int]] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+    bytes_in: int = 0
+    bytes_out: int = 0
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
+    deferred: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bad_rows(self) -> int:
+        """Label rows that are neither ok nor no_person."""
+        return sum(n for by in self.statuses.values() for s, n in by.items() if s not in ("ok", "no_person"))
+
+    @property
+    def images_per_s(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def add(self, summary: Summary) -> None:
+        """Take a worker's summary in."""
+        if summary.deferred is not None:
+            self.deferred[summary.shard.key] = summary.deferred
+            return
+        self.deferred.pop(summary.shard.key, None)
+        self.images += summary.rows
+        self.shards += bool(summary.created)
+        self.statuses = add_counts(self.statuses, summary.statuses)
+        self.errors = dict(sorted((Counter(self.errors) + Counter(summary.errors)).items()))
+        self.bytes_in += summary.bytes_in
+        self.bytes_out += summary.bytes_out
+        for name, (wall, cpu) in summary.stages.items():
+            before = self.stages.get(name, (0.0, 0.0))
+            self.stages[name] = (before[0] + wall, before[1] + cpu)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        names = [name for name in self.__slots__ if isinstance(name, str)]
+        return {name: getattr(self, name) for name in names} | {"images_per_s": round(self.images_per_s, 2)}
+
+
+class Watcher(Protocol):
+    """Somebody who looks on: the terminal, a log, a test."""
+
+    def planned(self, plan: Plan, report: Report) -> None:
+        """A round begins."""
+
+    def progressed(self, report: Report) -> None:
+        """A shard came back."""
+
+    def ended(self, report: Report) -> None:
+        """The run is over, whatever the reason."""
+
+
+class Reporter:
+    """Keeps the report, its record in storage and the watcher up to date. Use as a context manager."""
+
+    def __init__(self, job: Job, storage: Storage, watcher: Watcher) -> None:
+        self.report = Report(run_id=new_run_id(), started=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}")
+        self._job, self._storage, self._watcher = job, storage, watcher
+        self._start = time.monotonic()
+        self._recorded: float | None = None
+        self._statuses_before: dict[str, int] = {}
+
+    def planned(self, plan: Plan) -> None:
+        """A round begins with this much left."""
+        self.report.images_left, self.report.shards_left = plan.rows_left, len(plan)
+        if not plan.is_done:
+            self.report.rounds += 1
+            self._watcher.planned(plan, self.report)
+            self._record(force=True)
+
+    def add(self, summary: Summary) -> None:
+        """Take a summary in. Raises BudgetExceededError when bad rows are clearly beyond the job's budget."""
+        report = self.report
+        report.add(summary)
+        report.seconds = time.monotonic() - self._start
+        if summary.done:
+            report.shards_left -= 1
+            report.images_left -= summary.shard.end - summary.shard.first
+        self._watcher.progressed(report)
+        self._record()
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        rows = sum(n for by in self.report.statuses.values() for n in by.values())
+        budget = self._job.failure_budget
+        if rows >= _MIN_BUDGET_ROWS and _lower_bound(self.report.bad_rows, rows) > budget:
+            raise BudgetExceededError(
+                f"{self.report.bad_rows} of {rows} label rows are bad ({self.report.errors}), clearly more than "
+                f"failure_budget = {budget:g}; everything good is committed. Look at the rows' `error`, then raise "
+                "failure_budget or mend the input, and run again"
+            )
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        report = self.report
+        report.seconds = time.monotonic() - self._start
+        if kind is None:
+            report.state = "done" if not report.shards_left else "incomplete"
+        else:
+            report.state = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+        if self._recorded is not None:  # a run that found nothing to do leaves nothing behind
+            self._record(force=True)
+        self._watcher.ended(report)
+
+    def _record(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and self._recorded is not None and now - self._recorded < RECORD_EVERY_S:
+            return
+        self._recorded = now
+        record = self.report.to_dict() | {
+            "job": json.loads(redact(self._job.model_dump_json())),
+            "host": socket.gethostname(),
+            "updated": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+        }
+        uri = join(self._job.output, "_annotator", "runs", f"{self.report.run_id}.json")
+        self._storage.replace((json.dumps(record, indent=1) + "\n").encode(), uri, output=self._job.output)
+
+
+def _lower_bound(bad: int, rows: int) -> float:
+    """Return the lower end of the 99.9 % confidence interval of the bad share.
+
+    Source: Wilson, "Probable inference", JASA 22 (1927), with z = 3.09.
+    """
+    z2, share = 3.09**2, bad / rows
+    middle = share + z2 / (2 * rows)
+    spread = (z2 * (share * (1 - share) / rows + z2 / (4 * rows**2))) ** 0.5
+    return float((middle - spread) / (1 + z2 / rows))

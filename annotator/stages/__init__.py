@@ -1,0 +1,1 @@
+"""The steps an image takes through a worker: fetch, decode, device, encode."""

@@ -1,0 +1,242 @@
+"""The device thread: images in, label arrays out, in batches that fill across shards.
+
+One thread owns the networks, the device's streams and compilation. Callers enqueue and wait, so a batch
+takes images of whatever shards are in flight and the device never idles at a shard's edge. On CUDA the
+next batch is launched before the last one's results are read, so copies hide behind the forward pass.
+
+A batch that fails is cut in halves until the poisonous image stands alone; that image fails, its
+neighbours do not. Out of memory halves the batch for good.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from annotator.envelope import Status
+from annotator.errors import ImageError, WorkerStalledError
+from annotator.geometry import Geometry
+
+Arrays = dict[str, np.ndarray]
+
+LINGER_S = 0.05
+"""How long a part-filled batch waits for more images: short beside a forward pass, long beside a decode."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """A model ready to run: `forward` takes RGB uint8 (B, H, W, 3) on the device and gives (B, C, h, w);
+    `decode` turns one output (C, h, w) and its image's geometry into label tensors."""
+
+    forward: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, Geometry], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    input_HWC: np.ndarray
+    geometry: Geometry
+    result: Future[Arrays]
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch under way: label tensors copied, or being copied, to the host; or the error of an image."""
+
+    network: str
+    requests: Sequence[_Request]
+    outcomes: list[dict[str, Tensor] | ImageError]
+    event: torch.cuda.Event | None
+
+
+class Device:
+    """Runs networks on one device in a thread of its own; see the module's docstring.
+
+    `build` runs in that thread, loads the networks and may raise; the constructor waits for it and raises
+    the same. `batch_size` is a ceiling; it only ever shrinks.
+    """
+
+    def __init__(self, build: Callable[[], Mapping[str, Network]], *, device: torch.device, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.busy_s = 0.0
+        self.num_batches = 0
+        self.num_images = 0
+        self._device = device
+        self._queues: dict[str, deque[_Request]] = {}
+        self._running: list[_Request] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._dead: BaseException | None = None
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(build, ready), name="device", daemon=True)
+        self._thread.start()
+        ready.result()
+
+    def submit(self, network: str, input_HWC: np.ndarray, geometry: Geometry) -> Future[Arrays]:
+        """Enqueue one image (RGB uint8) for one network; the future holds its label arrays.
+
+        The future raises ImageError when the network fails on this image alone, WorkerStalledError when
+        the device itself is gone and the worker must be replaced.
+        """
+        request = _Request(input_HWC, geometry, Future(), time.monotonic())
+        with self._changed:
+            if self._dead or self._closed:
+                raise WorkerStalledError(f"the device thread has ended: {self._dead or 'closed'}")
+            self._queues[network].append(request)
+            self._changed.notify()
+        return request.result
+
+    def close(self) -> None:
+        """Finish what is enqueued and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self, build: Callable[[], Mapping[str, Network]], ready: Future[None]) -> None:
+        try:
+            self._networks = build()
+            self._queues = {name: deque() for name in self._networks}
+        except BaseException as err:
+            ready.set_exception(err)
+            return
+        ready.set_result(None)
+        try:
+            with torch.inference_mode():
+                self._loop()
+        except BaseException as err:  # the device is gone: nobody may wait for ever
+            self._give_up(err)
+
+    def _loop(self) -> None:
+        launched: _Launched | None = None
+        while True:
+            taken = self._take(wait=launched is None)
+            if taken is None and launched is None:
+                return
+            start = time.perf_counter()
+            self._running = [r for r in self._running if not r.result.done()] + (taken[1] if taken else [])
+            following = self._attempt(*taken) if taken else None
+            if launched:
+                self._finish(launched)
+            launched = following
+            if self._device.type == "cpu" and launched:  # nothing runs behind our back
+                self._finish(launched)
+                launched = None
+            self.busy_s += time.perf_counter() - start
+
+    def _take(self, *, wait: bool) -> tuple[str, list[_Request]] | None:
+        """Return the next batch; None when there is none and waiting is over or not asked for."""
+        with self._changed:
+            while True:
+                waiting = [(name, queue) for name, queue in self._queues.items() if queue]
+                if waiting:
+                    name, queue = max(waiting, key=lambda item: (len(item[1]) >= self.batch_size, -item[1][0].since))
+                    due_s = queue[0].since + LINGER_S - time.monotonic()
+                    if len(queue) >= self.batch_size or due_s <= 0 or self._closed:
+                        return name, [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
+                    if not wait:
+                        return None
+                    self._changed.wait(due_s)
+                elif self._closed or not wait:
+                    return None
+                else:
+                    self._changed.wait()
+
+    def _attempt(self, network: str, requests: Sequence[_Request]) -> _Launched | None:
+        """Launch a batch; if that fails, run its halves to the end instead and return None."""
+        try:
+            return self._launch(network, requests)
+        except Exception as err:  # whatever a network raises
+            self._bisect(network, requests, err)
+            return None
+
+    def _launch(self, network: str, requests: Sequence[_Request]) -> _Launched:
+        output_BCHW = self._networks[network].forward(self._upload(requests))
+        outcomes: list[dict[str, Tensor] | ImageError] = []
+        for output_CHW, request in zip(output_BCHW, requests, strict=False):  # the padding has no request
+            try:
+                labels = self._networks[network].decode(output_CHW, request.geometry)
+            except ImageError as err:
+                outcomes.append(err)
+                continue
+            outcomes.append({name: self._download(value) for name, value in labels.items()})
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+        self.num_batches += 1
+        self.num_images += len(requests)
+        return _Launched(network, requests, outcomes, event)
+
+    def _upload(self, requests: Sequence[_Request]) -> Tensor:
+        batch_BHWC = torch.from_numpy(np.stack([r.input_HWC for r in requests]))
+        if self._device.type != "cuda":
+            return batch_BHWC
+        # One static shape: a compiled network and the attention kernels' plans are made for it once.
+        padding = self.batch_size - len(requests)
+        if padding > 0:
+            batch_BHWC = torch.cat([batch_BHWC, batch_BHWC[-1:].expand(padding, -1, -1, -1)])
+        return batch_BHWC.pin_memory().to(self._device, non_blocking=True)
+
+    def _download(self, label: Tensor) -> Tensor:
+        if label.device.type != "cuda":
+            return label
+        host = torch.empty(label.shape, dtype=label.dtype, pin_memory=True)
+        return host.copy_(label, non_blocking=True)
+
+    def _finish(self, launched: _Launched) -> None:
+        try:
+            if launched.event:
+                launched.event.synchronize()
+        except Exception as err:  # kernels fail when they are waited for
+            self._bisect(launched.network, launched.requests, err)
+            return
+        for request, outcome in zip(launched.requests, launched.outcomes, strict=True):
+            if isinstance(outcome, ImageError):
+                request.result.set_exception(outcome)
+            else:
+                request.result.set_result({name: value.numpy() for name, value in outcome.items()})
+
+    def _bisect(self, network: str, requests: Sequence[_Request], err: Exception) -> None:
+        """Run the halves of a batch that failed; an image that fails alone gets the error."""
+        self._check_alive(err)
+        if isinstance(err, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            self.batch_size = max(1, min(self.batch_size, len(requests)) // 2)
+        if len(requests) == 1:
+            message = f"{network}: the model failed on this image alone: {type(err).__name__}: {err}"
+            requests[0].result.set_exception(ImageError(Status.FAILED.value, "model_failed", message))
+            return
+        middle = len(requests) // 2
+        for half in (requests[:middle], requests[middle:]):
+            launched = self._attempt(network, half)
+            if launched:
+                self._finish(launched)
+
+    def _check_alive(self, err: Exception) -> None:
+        """Raise `err` if the device no longer computes: then it is not the image's fault."""
+        try:
+            alive = int(torch.ones(2, device=self._device).sum().item()) == 2
+        except RuntimeError:
+            alive = False
+        if not alive:
+            raise err
+
+    def _give_up(self, err: BaseException) -> None:
+        with self._changed:
+            self._dead = err
+            left = [*self._running, *(request for queue in self._queues.values() for request in queue)]
+            for queue in self._queues.values():
+                queue.clear()
+        for request in left:
+            if not request.result.done():
+                request.result.set_exception(WorkerStalledError(f"the device stopped working: {err}"))

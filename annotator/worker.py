@@ -1,0 +1,387 @@
+"""The worker: one shard in, its label files committed, a summary out. No Ray in here.
+
+Every image has a thread that fetches, decodes, waits for the device and encodes, in plain sequence; a
+window of such threads over the shard's rows, in row order, is all the concurrency there is. It bounds
+memory by the images in flight, whatever the size of a shard. The device thread takes images of all
+shards in flight, so two calls at once keep it busy across the edge of a shard.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from annotator.envelope import Row, Status
+from annotator.errors import (
+    CheckpointError,
+    ImageError,
+    InvalidInputError,
+    StorageError,
+    TransientStorageError,
+    WorkerStalledError,
+    redact,
+)
+from annotator.fingerprint import TaskRecord, read_task_records
+from annotator.geometry import Geometry, stretch
+from annotator.job import Job
+from annotator.manifest import Manifest, read_pin, read_rows
+from annotator.models import file_digest, load_model
+from annotator.models.runtime import normalise, pick_device, prepare
+from annotator.shards import Shard, label_uri
+from annotator.stages.decode import decode, decode_isolated
+from annotator.stages.device import Arrays, Device, Network
+from annotator.stages.encode import LabelWriter, Spool
+from annotator.stages.fetch import fetch
+from annotator.stages.times import StageTimes
+from annotator.storage import Storage
+from annotator.summary import Summary
+from annotator.tasks import Task, resolve
+
+STALL_S = 1800.0
+"""A shard without a finished image for so long is stuck: compiling the largest model takes a third of it."""
+
+_ERROR_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A task of this worker: what to do, how, and the record its labels carry."""
+
+    task: Task
+    options: Any
+    record: TaskRecord
+    schema: pa.Schema
+    input_hw: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """One image's label rows by task, and the passing faults among them."""
+
+    rows: dict[str, dict[str, Any]]
+    transient: ImageError | None
+    bytes_in: int
+
+
+class _Deferred(Exception):
+    """The shard is not committed this time; the message says why."""
+
+
+class Worker:
+    """Labels shards with the job's tasks; build once per process, call from one or two threads.
+
+    tasks        names of the tasks to run, default all of the job's; their needs come along
+    last_round   decode each image in a process of its own, and let lone passing faults become rows
+
+    Raises CheckpointError when weights are missing or are not those that the output's record names.
+    """
+
+    def __init__(self, job: Job, *, tasks: tuple[str, ...] = (), last_round: bool = False) -> None:
+        self._job = job
+        self._last_round = last_round
+        self._storage = Storage(options=job.storage)
+        self._images = Storage(options=job.storage, attempts=job.limits.attempts, timeout_s=job.limits.fetch_timeout_s)
+        self._tasks = _open_tasks(job, self._storage, tasks or tuple(job.tasks))
+        device = pick_device() if job.gpus_per_worker != 0 else torch.device("cpu")
+        batch_size = _batch_size(job, device)
+        self._device = Device(partial(_build_networks, job, self._tasks, device), device=device, batch_size=batch_size)
+        self._window = min(64, max(16, 4 * batch_size))
+        self._pool = ThreadPoolExecutor(2 * self._window, thread_name_prefix="image")
+        self._cpu_slots = threading.BoundedSemaphore(os.cpu_count() or 1)  # bounds full-size pictures in memory
+        self._spool = Spool(job.spool_dir)
+        self._busy_s = 0.0
+
+    def close(self) -> None:
+        """End the threads and remove the spool."""
+        self._pool.shutdown(cancel_futures=True)
+        self._device.close()
+        self._spool.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, shard: Shard) -> Summary:
+        """Label a shard and commit what it lacks; say how it went.
+
+        Passing faults and faults of storage are told in the summary (`deferred`), never raised.
+        Raises WorkerStalledError when this process must be replaced.
+        """
+        try:
+            return self._label(shard)
+        except _Deferred as err:
+            return Summary(shard=shard, deferred=str(err))
+        except TransientStorageError as err:
+            return Summary(shard=shard, deferred=_one_line(err))
+        except (StorageError, InvalidInputError) as err:
+            return Summary(shard=shard, deferred=_one_line(err), fatal=True)
+
+    def _label(self, shard: Shard) -> Summary:
+        output, times = self._job.output, StageTimes()
+        uris = {name: label_uri(output, name, shard) for name in self._tasks if name in self._job.tasks}
+        existed = tuple(name for name, uri in uris.items() if self._storage.exists(uri))
+        lacking = tuple(name for name in uris if name not in existed)
+        if not lacking:
+            return Summary(shard=shard, existed=existed)
+        statuses: dict[str, Counter[str]] = {name: Counter() for name in lacking}
+        errors: Counter[str] = Counter()
+        bytes_in = 0
+        created: list[str] = []
+        with self._spool.folder() as folder:
+            with ExitStack() as stack:
+                writers = {
+                    name: stack.enter_context(LabelWriter(folder / f"{name}.parquet", self._tasks[name].schema))
+                    for name in lacking
+                }
+                for labelled in self._labelled(shard, lacking, times):
+                    bytes_in += labelled.bytes_in
+                    for name in lacking:
+                        row = labelled.rows[name]
+                        writers[name].append(row)
+                        statuses[name][row["status"]] += 1
+                        errors.update([row["error_class"]] if row["error_class"] else [])
+            rows = {name: writer.rows for name, writer in writers.items()}
+            bytes_out = sum(writer.path.stat().st_size for writer in writers.values())
+            with times.stage("commit"):
+                for name, writer in writers.items():
+                    if self._storage.create(writer.path, uris[name], output=output):
+                        created.append(name)
+        return Summary(
+            shard=shard,
+            created=tuple(created),
+            existed=tuple(name for name in uris if name not in created),
+            rows=max(rows.values()),
+            statuses={name: dict(statuses[name]) for name in created},
+            errors=dict(errors),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            stages={**times.seconds(), "device": (self._take_busy_s(), 0.0)},
+        )
+
+    def _labelled(self, shard: Shard, lacking: tuple[str, ...], times: StageTimes) -> Iterator[_Labelled]:
+        """Yield the labels of a shard's rows in row order, a bounded window of images in flight."""
+        manifest, pin = read_pin(self._storage, self._job.output, shard.file_key)
+        rows = read_rows(self._storage, manifest, pin, shard.first, shard.end, self._job.keep_columns)
+        window: deque[Future[_Labelled]] = deque()
+        allowed = max(2, (shard.end - shard.first) * 5 // 100)  # DESIGN 2.6
+        faults = num_rows = 0
+        try:
+            for row in rows:
+                num_rows += 1
+                window.append(self._pool.submit(self._label_image, shard, row, lacking, times))
+                if len(window) < self._window:
+                    continue
+                labelled = _wait(window.popleft(), shard)
+                faults += self._count_fault(labelled, faults, allowed)
+                yield labelled
+            while window:
+                labelled = _wait(window.popleft(), shard)
+                faults += self._count_fault(labelled, faults, allowed)
+                yield labelled
+        finally:
+            for future in window:
+                future.cancel()
+        _check_count(manifest, shard, num_rows)
+
+    def _count_fault(self, labelled: _Labelled, faults: int, allowed: int) -> int:
+        """Return 1 for a passing fault, else 0; raise _Deferred when the shard had better wait."""
+        if labelled.transient is None:
+            return 0
+        if not self._last_round or faults + 1 > allowed:
+            raise _Deferred(f"{labelled.transient.error_class}: {_one_line(labelled.transient)}")
+        return 1
+
+    def _label_image(self, shard: Shard, row: Row, lacking: tuple[str, ...], times: StageTimes) -> _Labelled:
+        """Take one image all the way; what fails becomes its rows."""
+        base = {
+            "shard": shard.key,
+            "row": row.index,
+            "image_id": row.image_id,
+            "uri": redact(row.uri) if row.uri is not None else None,
+            **row.kept,
+        }
+        wanted = _with_needs(self._tasks, lacking)
+        bytes_in = 0
+        try:
+            with times.stage("fetch"):
+                data = fetch(row, self._images, self._job.limits)
+            bytes_in = len(data)
+            image_yx, inputs = self._decode(data, wanted, times)
+        except ImageError as err:
+            rows = {name: {**base, **_error(err)} for name in lacking}
+            return _Labelled(rows, err if err.transient else None, bytes_in)
+        base |= {"height": image_yx[0], "width": image_yx[1]}
+        outcomes = self._infer(image_yx, inputs, wanted, times)
+        return _Labelled({n: {**base, **self._encode(n, outcomes, times)} for n in lacking}, None, bytes_in)
+
+    def _decode(
+        self, data: bytes, wanted: tuple[str, ...], times: StageTimes
+    ) -> tuple[tuple[int, int], dict[tuple[int, int], np.ndarray]]:
+        """Return the oriented image's size and what the networks see of it, by input size."""
+        sizes = {self._tasks[name].input_hw for name in wanted}
+        min_hw = (max(h for h, _ in sizes), max(w for _, w in sizes))
+        with self._cpu_slots:
+            with times.stage("decode"):
+                decoder = decode_isolated if self._last_round else decode
+                image = decoder(data, self._job.limits, mode=self._job.decode, min_hw=min_hw)
+            with times.stage("prepare"):
+                inputs = {hw: stretch(image.pixels_YXC, hw) for hw in sizes}
+        return (image.height, image.width), inputs
+
+    def _infer(
+        self,
+        image_yx: tuple[int, int],
+        inputs: Mapping[tuple[int, int], np.ndarray],
+        wanted: tuple[str, ...],
+        times: StageTimes,
+    ) -> dict[str, Arrays | ImageError]:
+        """Return each task's label arrays, or why the model failed on this image."""
+        outcomes: dict[str, Arrays | ImageError] = {}
+        with times.stage("wait"):
+            futures = {}
+            for name in wanted:
+                opened = self._tasks[name]
+                geometry = Geometry(
+                    image_yx=image_yx,
+                    input_hw=opened.input_hw,
+                    label_size=opened.options.label_size,
+                    max_label_pixels=opened.options.max_label_pixels,
+                )
+                futures[name] = self._device.submit(name, inputs[opened.input_hw], geometry)
+            for name, future in futures.items():
+                try:
+                    outcomes[name] = future.result(timeout=STALL_S)
+                except ImageError as err:
+                    outcomes[name] = err
+        return outcomes
+
+    def _encode(self, name: str, outcomes: Mapping[str, Arrays | ImageError], times: StageTimes) -> dict[str, Any]:
+        """Return a task's columns for one image, status included."""
+        opened, needs = self._tasks[name], {}
+        for need in (*opened.task.needs(opened.options), name):
+            outcome = outcomes[need]
+            if isinstance(outcome, ImageError):
+                return _error(outcome)
+            needs[need] = outcome
+        arrays = needs.pop(name)
+        with self._cpu_slots, times.stage("encode"):
+            try:
+                columns = opened.task.encode(arrays, opened.options, needs)
+            except ImageError as err:
+                return _error(err)
+        return {"status": Status.OK.value, "error_class": None, **columns}
+
+    def _take_busy_s(self) -> float:
+        """Return the seconds the device thread worked since this was last asked."""
+        busy_s, self._busy_s = self._device.busy_s - self._busy_s, self._device.busy_s
+        return busy_s
+
+
+def _with_needs(tasks: Mapping[str, _Open], lacking: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tasks to run for an image, in the order in which they depend on each other."""
+    wanted = set(lacking)
+    for name in lacking:
+        wanted.update(tasks[name].task.needs(tasks[name].options))
+    return tuple(name for name in tasks if name in wanted)
+
+
+def _open_tasks(job: Job, storage: Storage, names: tuple[str, ...]) -> dict[str, _Open]:
+    records = read_task_records(storage, job.output)
+    resolved = resolve(job)
+    wanted = {need for name in names for need in (*resolved[name][0].needs(resolved[name][1]), name)}
+    return {
+        name: _Open(task, options, records[name], records[name].file_schema, _input_hw(records[name]))
+        for name, (task, options) in resolved.items()
+        if name in wanted
+    }
+
+
+def _input_hw(record: TaskRecord) -> tuple[int, int]:
+    height, width = record.fingerprint["model"]["input_hw"]
+    return height, width
+
+
+def _batch_size(job: Job, device: torch.device) -> int:
+    """Return images a batch. One where bytes must not depend on neighbours: kernels may round by position."""
+    if job.deterministic:
+        return 1
+    if job.batch_size != "auto":
+        return job.batch_size
+    return 8 if device.type == "cuda" else 2  # reference/roofline.md: 4 to 16 is enough for every model
+
+
+def _build_networks(job: Job, tasks: Mapping[str, _Open], device: torch.device) -> dict[str, Network]:
+    """Load the models, in the device thread; refuse weights that are not those of the record."""
+    if job.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # sums are split by thread, and machines differ in their number
+    storage = Storage(options=job.storage)
+    networks = {}
+    for name, opened in tasks.items():
+        options, record = opened.options, opened.record
+        dtype = getattr(torch, record.fingerprint["dtype"])
+        found, expected = file_digest(options.checkpoint, storage), record.fingerprint["weights"]["sha256"]
+        if found != expected:
+            raise CheckpointError(
+                f"{options.checkpoint}: sha256 {found[:12]}..., but the run began with {expected[:12]}...; "
+                "the file changed or differs between nodes"
+            )
+        model = load_model(
+            options.checkpoint,
+            task=name,
+            num_heads=options.num_heads,
+            patch_padding=options.patch_padding,
+            input_size=options.input_size,
+            storage=storage,
+        )
+        model = prepare(model, dtype=dtype, device=device, compile=job.compile)
+        networks[name] = Network(
+            forward=partial(_forward, model, dtype), decode=partial(_decode_output, opened.task, options)
+        )
+    return networks
+
+
+def _forward(model: torch.nn.Module, dtype: torch.dtype, batch_BHWC: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = model(normalise(batch_BHWC, dtype))
+    return output.float()
+
+
+def _decode_output(task: Task, options: Any, output_CHW: torch.Tensor, geometry: Geometry) -> dict[str, torch.Tensor]:
+    return task.decode(output_CHW, geometry, options)
+
+
+def _wait(future: Future[_Labelled], shard: Shard) -> _Labelled:
+    try:
+        return future.result(timeout=STALL_S)
+    except FutureTimeoutError:
+        raise WorkerStalledError(f"{shard}: no image finished in {STALL_S:.0f} s") from None
+
+
+def _check_count(manifest: Manifest, shard: Shard, num_rows: int) -> None:
+    expected = shard.end - shard.first
+    if num_rows > expected or (manifest.where is None and num_rows < expected):
+        raise _Deferred(f"{shard}: the manifest gave {num_rows} rows, {expected} expected")
+
+
+def _error(err: ImageError) -> dict[str, Any]:
+    return {"status": err.status, "error_class": err.error_class, "error": _one_line(err)}
+
+
+def _one_line(err: BaseException) -> str:
+    return redact(" ".join(str(err).split()))[:_ERROR_CHARS]

@@ -1,0 +1,1 @@
+"""Tests, each named as the claim that it holds to."""

@@ -1,0 +1,1 @@
+"""Tests of reading pictures, of geometry, and of the dense tasks."""

@@ -1,0 +1,60 @@
+"""Places to store things in: a local folder and a bucket, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from annotator.job import StorageOptions
+from annotator.storage import Storage, join
+from tests.conftest import S3_ENVIRONMENT
+from tests.records.faulty import FaultyServer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere empty: `root` is its uri."""
+
+    storage: Storage
+    root: str
+
+    def uri(self, *parts: str) -> str:
+        return join(self.root, *parts)
+
+    def create(self, data: bytes | Path, *parts: str) -> bool:
+        return self.storage.create(data, self.uri(*parts), output=self.root)
+
+    def put(self, data: bytes, *parts: str) -> str:
+        self.storage.replace(data, self.uri(*parts), output=self.root)
+        return self.uri(*parts)
+
+    def names(self, *parts: str) -> list[str]:
+        """Return the uris below a folder, without the root."""
+        return [info.uri.removeprefix(self.root + "/") for info in self.storage.list(self.uri(*parts))]
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "local":
+        return Place(Storage(), str(tmp_path / "out"))
+    options = request.getfixturevalue("moto_s3")
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return Place(Storage(options), request.getfixturevalue("s3_bucket"))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Place:
+    return Place(Storage(), str(tmp_path / "out"))
+
+
+@pytest.fixture
+def faulty(moto_s3: StorageOptions, s3_bucket: str) -> Iterator[tuple[FaultyServer, Place]]:
+    """A bucket behind a server that fails when told to."""
+    assert moto_s3.endpoint_url is not None
+    with FaultyServer(moto_s3.endpoint_url).running() as server:
+        options = StorageOptions(endpoint_url=server.url, region="us-east-1")
+        yield server, Place(Storage(options, attempts=3, timeout_s=2), s3_bucket)

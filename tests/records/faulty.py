@@ -1,0 +1,116 @@
+"""An S3 server that fails on request: a proxy before the real test server, with a script of faults."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+ERRORS = {  # fault -> status, S3 error code
+    "slow_down": (503, "SlowDown"),
+    "internal": (500, "InternalError"),
+    "conflict": (409, "ConditionalRequestConflict"),
+    "forbidden": (403, "AccessDenied"),
+    "wrong_key": (403, "InvalidAccessKeyId"),
+    "expired": (400, "ExpiredToken"),
+    "not_implemented": (501, "NotImplemented"),
+}
+
+
+class FaultyServer:
+    """`faults` are used up one a request; each is a key of ERRORS or
+
+    lost    the request is done, the reply never sent         reset   the connection ends amid the request
+    short   half the reply's body is sent                     hang    no reply for `hang_s`
+    """
+
+    def __init__(self, behind: str) -> None:
+        self.faults: list[str] = []
+        self.hang_s = 5.0
+        self.requests: list[tuple[str, str, int]] = []  # method, path, bytes of body received
+        self._behind = urlsplit(behind)
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextmanager
+    def running(self) -> Iterator[FaultyServer]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
+
+    def _next_fault(self) -> str | None:
+        with self._lock:
+            return self.faults.pop(0) if self.faults else None
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def _serve(self) -> None:
+                fault = outer._next_fault()
+                size = int(self.headers.get("Content-Length", 0))
+                if fault == "reset":
+                    self.rfile.read(size // 2)
+                    self.close_connection = True
+                    return
+                body = self.rfile.read(size)
+                outer.requests.append((self.command, self.path, len(body)))
+                if fault == "hang":
+                    time.sleep(outer.hang_s)
+                    self.close_connection = True
+                    return
+                if fault in ERRORS:
+                    status, code = ERRORS[fault]
+                    text = f"<Error><Code>{code}</Code><Message>asked for by the test</Message></Error>"
+                    self._reply(status, {"Content-Type": "application/xml"}, text.encode())
+                    return
+                status, headers, data = outer._forward(self.command, self.path, dict(self.headers), body)
+                if fault == "lost":
+                    self.close_connection = True
+                elif fault == "short":
+                    self._reply(status, headers, data, send=len(data) // 2)
+                    self.close_connection = True
+                else:
+                    self._reply(status, headers, data)
+
+            def _reply(self, status: int, headers: dict[str, str], data: bytes, send: int | None = None) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                        self.send_header(name, value)
+                length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(data))
+                self.send_header("Content-Length", length)
+                self.end_headers()
+                self.wfile.write(data if send is None else data[:send])
+
+            do_GET = do_PUT = do_HEAD = _serve
+
+        return Handler
+
+    def _forward(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        headers = {k: v for k, v in headers.items() if k.lower() not in ("expect", "connection", "content-length")}
+        connection = http.client.HTTPConnection(self._behind.hostname or "", self._behind.port, timeout=30)
+        try:
+            connection.request(method, path, body=body, headers=headers)
+            reply = connection.getresponse()
+            return reply.status, dict(reply.getheaders()), reply.read()
+        finally:
+            connection.close()
