@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from annotator.labels.query import load_map, open_labels
     from annotator.labels.status import status
     from annotator.labels.verify import verify
-    from annotator.manifest_build import append_manifest, build_manifest, check_manifest
+    from annotator.manifest_build import append_manifest, build_manifest, update_manifest
+    from annotator.manifest_check import check_manifest
+    from annotator.manifest_sample import sample
     from annotator.pipeline import plan, run
+    from annotator.schemas import schema
 
 __version__ = "0.1.0"
 
@@ -28,14 +31,17 @@ _HOME = {
     "Job": "annotator.job",
     "append_manifest": "annotator.manifest_build",
     "build_manifest": "annotator.manifest_build",
-    "check_manifest": "annotator.manifest_build",
+    "check_manifest": "annotator.manifest_check",
     "contact_sheet": "annotator.labels.preview",
     "load_job": "annotator.job",
     "load_map": "annotator.labels.query",
     "open_labels": "annotator.labels.query",
     "plan": "annotator.pipeline",
     "run": "annotator.pipeline",
+    "sample": "annotator.manifest_sample",
+    "schema": "annotator.schemas",
     "status": "annotator.labels.status",
+    "update_manifest": "annotator.manifest_build",
     "verify": "annotator.labels.verify",
 }
 
@@ -50,7 +56,10 @@ __all__ = [
     "open_labels",
     "plan",
     "run",
+    "sample",
+    "schema",
     "status",
+    "update_manifest",
     "verify",
 ]
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-import click
 import typer
 import yaml
 
@@ -19,7 +18,7 @@ import annotator
 from annotator.errors import AnnotatorError, JobError
 from annotator.job import Job, StorageOptions, load_job
 from annotator.show import show
-from annotator.storage import Storage
+from annotator.storage import Storage, join
 from annotator.watch import counting, terminal_watcher
 
 app = typer.Typer(
@@ -67,10 +66,16 @@ def run(
     """Label what the output lacks. Run it again to go on; run it a third time: nothing to do."""
     wanted = _job(job, manifest, output, task, set_, images=images)
     if images is not None:
-        annotator.build_manifest_once(images, wanted)
+        with counting("images found") as progress:
+            annotator.update_manifest(images, wanted.manifest, Storage(options=wanted.storage), progress=progress)
     if sample is not None:
         wanted = annotator.sample(wanted, sample)
-    show(annotator.run(wanted, ray=ray, address=address, limit=limit, watcher=terminal_watcher(quiet=quiet)), json)
+    try:
+        report = annotator.run(wanted, ray=ray, address=address, limit=limit, watcher=terminal_watcher(quiet=quiet))
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is committed, run again to go on", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED_EXIT) from None
+    show(report, json)
 
 
 @app.command()
@@ -205,16 +210,10 @@ def models_random(
 def main() -> None:
     """Run the command line; errors of ours become one line on standard error and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False))
-    except click.ClickException as err:
-        err.show()
-        sys.exit(err.exit_code)
+        app()
     except AnnotatorError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(err.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; what is finished is committed, run again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED_EXIT)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stderr.close()
         sys.exit(1)
@@ -242,7 +241,7 @@ def _job(
             raise JobError(f"--task {item}: expected NAME=CHECKPOINT, such as seg=/weights/seg.pth")
         overrides[f"tasks.{name}.checkpoint"] = checkpoint
     if images is not None and manifest is None and output is not None:
-        manifest = annotator.own_manifest(output)
+        manifest = join(output, "manifest")
     overrides |= {key: value for key, value in (("manifest", manifest), ("output", output)) if value is not None}
     return load_job(path, overrides)
 

@@ -77,6 +77,8 @@ def find_source(uri: str, schema: pa.Schema) -> Source:
     data = path = None
     if "image" in names:
         data, path = _image_columns(uri, schema.field("image").type)
+    elif "bytes" in names and _is_binary(schema.field("bytes").type):
+        data = "bytes"
     for name in names & {"uri", "image_id"}:
         if not _is_text(schema.field(name).type):
             raise ManifestError(f"{uri}: column {name!r} is {schema.field(name).type}; expected string")
@@ -85,7 +87,7 @@ def find_source(uri: str, schema: pa.Schema) -> Source:
     if path is None and data is None:
         raise ManifestError(
             f"{uri}: no usable column among {', '.join(schema.names[:20]) or 'none'}; expected `uri` (string), "
-            "or `image` (binary, or struct<bytes: binary, path: string>)"
+            "`image` (struct<bytes: binary, path: string>) or `bytes` (binary)"
         )
     return Source(uri=path, data=data, image_id="image_id" if "image_id" in names else None)
 

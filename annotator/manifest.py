@@ -172,7 +172,7 @@ def _check_files(
         info, pin = found[key], pinned.get(key)
         if pin is not None and (info.size, info.etag) != (pin.size, pin.etag):
             raise _changed(pin, f"{info.size} bytes, etag {info.etag}", f"{pin.size} bytes, etag {pin.etag}")
-        if pin is not None and pin.etag is not None:
+        if pin is not None and pin.etag is not None and not keep_columns:
             return pin, None  # the etag speaks for the content; spares a request a file
         footer = read_footer(storage, info)
         if pin is not None and footer.digest != pin.footer_digest:

@@ -103,6 +103,18 @@ def append_manifest(
     return _write(tables, tally, out, storage, rows_per_file, progress, first_file=max(numbers, default=-1) + 1)
 
 
+def update_manifest(
+    source: str, out: str, storage: Storage | None = None, *, progress: Progress | None = None
+) -> Built:
+    """Build the manifest, or append to it if it is there: after it, `out` has every image of `source` once."""
+    storage = storage or Storage()
+    try:
+        manifest_files(normalize(out), storage)
+    except ManifestError:
+        return build_manifest(source, out, storage, progress=progress)
+    return append_manifest(source, out, storage, progress=progress)
+
+
 # -- reading a source ----------------------------------------------------------------------------
 
 
@@ -327,4 +339,4 @@ def _is_utf8(uri: str) -> bool:
     return True
 
 
-__all__ = ["IMAGE_EXTENSIONS", "Built", "append_manifest", "build_manifest", "check_manifest"]
+__all__ = ["IMAGE_EXTENSIONS", "Built", "append_manifest", "build_manifest", "check_manifest", "update_manifest"]

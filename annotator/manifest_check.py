@@ -24,7 +24,7 @@ HUGE_ROW_GROUP = 200_000
 class Finding:
     """Something about a manifest. A warning costs time; what is none would be wrong or refused.
 
-    kind: unreadable, columns, mixed_columns, null_uri, duplicate_uri, duplicate_image_id, huge_row_group
+    kind: unreadable, unusable, mixed_columns, null_uri, duplicate_uri, duplicate_image_id, huge_row_group
     """
 
     kind: str
@@ -59,8 +59,12 @@ def check_manifest(uri: str, storage: Storage | None = None) -> ManifestCheck:
     for _, info in files:
         try:
             footer = read_footer(storage, info)
-            source = find_source(info.uri, footer.schema)
             rows += footer.rows
+            try:
+                source = find_source(info.uri, footer.schema)
+            except ManifestError as err:
+                findings.append(Finding(kind="unusable", where=info.uri, message=str(err)))
+                continue
             schemas[info.uri] = footer.schema
             findings += _check_groups(info, footer)
             findings += _check_text(storage, info, footer, source, digests)

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from annotator.cluster import Cluster
 from annotator.errors import IncompleteRunError, StorageError
 from annotator.job import Job
-from annotator.plan import Plan, make_plan
+from annotator.planning import Plan, make_plan
 from annotator.preflight import Ready, preflight
 from annotator.report import Report, Reporter, Watcher
 from annotator.shards import committed
@@ -76,7 +76,7 @@ def plan_left(ready: Ready, limit: int | None) -> Plan:
     """Return the shards that lack a label file of any task, fresh from storage."""
     storage, output = Storage(options=ready.job.storage), ready.job.output
     left = make_plan(ready.manifest, tuple(ready.job.tasks), lambda t, key: committed(storage, output, t, key))
-    return left if limit is None else left.head(limit)
+    return left if limit is None else left.within(limit)
 
 
 def execute(cluster: Cluster, left: Plan, seed: str, *, last_round: bool) -> Iterator[Summary]:

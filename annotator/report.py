@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from annotator.errors import BudgetExceededError, redact
 from annotator.job import Job
-from annotator.plan import Plan
+from annotator.planning import Plan
 from annotator.storage import Storage, join
 from annotator.summary import Summary, add_counts
 

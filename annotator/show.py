@@ -17,7 +17,7 @@ from rich.table import Table
 from annotator.labels.status import StatusReport
 from annotator.labels.verify import VerifyReport
 from annotator.models.config import CheckpointInfo
-from annotator.plan import Plan
+from annotator.planning import Plan
 from annotator.report import Report
 
 _MAX_PROBLEMS = 20

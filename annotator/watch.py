@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from annotator.plan import Plan
+from annotator.planning import Plan
 from annotator.report import Report, Watcher
 
 LINE_EVERY_S = 10.0

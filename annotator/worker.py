@@ -97,7 +97,7 @@ class Worker:
         device = pick_device() if job.gpus_per_worker != 0 else torch.device("cpu")
         batch_size = _batch_size(job, device)
         self._device = Device(partial(_build_networks, job, self._tasks, device), device=device, batch_size=batch_size)
-        self._window = min(64, max(16, 4 * batch_size))
+        self._window = min(64, max(8, 4 * batch_size))
         self._pool = ThreadPoolExecutor(2 * self._window, thread_name_prefix="image")
         self._cpu_slots = threading.BoundedSemaphore(os.cpu_count() or 1)  # bounds full-size pictures in memory
         self._spool = Spool(job.spool_dir)

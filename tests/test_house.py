@@ -21,11 +21,11 @@ PACKAGE = ROOT / "annotator"
 
 # In `annotator.`; a package holds all that is in it.
 FLOORS = {
-    6: "__init__ __main__ cli show submit",
+    6: "__init__ cli show schemas submit",
     5: "pipeline preflight cluster report watch bench",
     4: "worker summary stages labels",
     3: "tasks dense fingerprint",
-    2: "models manifest manifest_build manifest_check manifest_rows footer where plan shards",
+    2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where planning shards",
     1: "job storage faults local images geometry png errors envelope",
 }
 
@@ -98,7 +98,9 @@ def _targets(node: ast.AST, path: Path) -> Iterator[str]:
         if node.level:
             folder = path.parents[node.level - 1].relative_to(ROOT)
             base = ".".join([*folder.parts, *([base] if base else [])])
-        for alias in node.names:  # `from annotator import plan` names a module, `from annotator.plan import x` does not
+        for (
+            alias
+        ) in node.names:  # `from annotator import plan` names a module, `from annotator.planning import x` does not
             inner = f"{base}.{alias.name}"
             yield _file_of(inner if _file_of(inner) in modules() else base)
 
@@ -197,7 +199,7 @@ def test_importing_annotator_takes_a_blink_and_loads_neither_torch_nor_ray() -> 
     assert min(float(_python(code)) for _ in range(3)) < 0.3
 
 
-@pytest.mark.parametrize("module", ["cli", "plan", "manifest", "tasks", "models", "fingerprint", "stages.decode"])
+@pytest.mark.parametrize("module", ["cli", "planning", "manifest", "tasks", "models", "fingerprint", "stages.decode"])
 def test_what_answers_quickly_loads_neither_torch_nor_ray(module: str) -> None:
     _python(f"import sys, annotator.{module}; assert not {{'torch', 'ray'}} & set(sys.modules)")
 
@@ -209,7 +211,7 @@ def test_every_exported_name_is_there_and_documented() -> None:
 
 
 def test_no_exported_function_is_hidden_by_a_module_of_its_name() -> None:
-    """Importing `annotator.plan` sets `annotator.plan` to the module: the function must still be what users get."""
+    """Importing a module `annotator.plan` would set `annotator.plan` to it: the function must still be what users get."""
     loaded = "; ".join(f"import {name}" for name in ALL if name.count(".") == 1 and "__" not in name)
     code = f"{loaded}; import annotator; print([n for n in annotator.__all__ if not callable(getattr(annotator, n))])"
     assert _python(code).strip() == "[]"

@@ -2,7 +2,7 @@
 
     $XDG_CACHE_HOME/annotator/checkpoints/<key>/weights      the bytes
                                                /digest.json  their size and sha256, written when they were whole
-                                         <key>.lock          held while one process fetches
+                                         lock                held while one process fetches or makes room
 
 The key is a digest of uri, size and etag, so a replaced object is another entry. A file that no longer has the
 digest that it was fetched with is fetched again. Least recently used entries go when the cache is over its bound;
@@ -54,12 +54,18 @@ def local_copy(uri: str, storage: Storage | None = None) -> Path:
     except NotFoundError:
         raise CheckpointError(f"{uri}: no such checkpoint; expected a .pth, .safetensors or .pt2 object") from None
     folder = _cache_folder() / hashlib.sha256(f"{info.uri}\n{info.size}\n{info.etag}".encode()).hexdigest()[:32]
-    with _locked(folder.with_suffix(".lock")):
+    try:
         if not _is_whole(folder, info):
-            shutil.rmtree(folder, ignore_errors=True)
-            _make_room(folder.parent, info)
-            _fetch(info, storage, folder)
+            with _locked(folder.parent / "lock"):
+                if not _is_whole(folder, info):  # else another process fetched it meanwhile
+                    shutil.rmtree(folder, ignore_errors=True)
+                    _make_room(folder.parent, info)
+                    _fetch(info, storage, folder)
         os.utime(folder)  # marks it as used
+    except OSError as err:
+        raise CheckpointError(
+            f"{folder.parent}: can't keep {uri} there ({err.strerror}); repair the folder, or set XDG_CACHE_HOME"
+        ) from err
     return folder / "weights"
 
 
@@ -138,12 +144,12 @@ def _fetch(info: ObjectInfo, storage: Storage, folder: Path) -> None:
         def fetch(start: int) -> None:
             with storage.open(info.uri, info) as source:
                 source.seek(start)
-                os.pwrite(file.fileno(), source.read(_PART_BYTES), start)
+                written = os.pwrite(file.fileno(), source.read(_PART_BYTES), start)
+            if written != min(_PART_BYTES, info.size - start):
+                raise CheckpointError(f"{info.uri}: {written} bytes came at {start}, fewer than expected; try again")
 
         for _ in pool.map(fetch, range(0, info.size, _PART_BYTES)):
             pass
         os.fsync(file.fileno())
-    if weights.stat().st_size != info.size:
-        raise CheckpointError(f"{info.uri}: {weights.stat().st_size} bytes came; expected {info.size}; try again")
     record = {"uri": info.uri, "size": info.size, "sha256": _path_digest(weights)}
     (folder / "digest.json").write_text(json.dumps(record), encoding="ascii")

@@ -88,6 +88,33 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorConfig:
+    """What fixes an RTMDet person detector but its weights; part of the pose fingerprint (fact sheet 5.2).
+
+    stem         outputs of the three stem convolutions
+    stages       outputs of the four stages; the last three (strides 8, 16, 32) go to the neck
+    depths       blocks in each stage
+    neck_depth   blocks in each layer of the neck
+    neck_channels  of each level that the head sees
+    stacked      convolutions before each predictor
+    num_classes  person is class 0
+    """
+
+    stem: tuple[int, int, int]
+    stages: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    neck_depth: int
+    neck_channels: int
+    stacked: int
+    num_classes: int
+    family: str = "rtmdet"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointInfo:
     """What a checkpoint file holds, read without building the model.
 

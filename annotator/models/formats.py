@@ -21,6 +21,7 @@ import re
 import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,22 @@ from torch import Tensor
 from annotator.errors import CheckpointError
 
 _ZIP = b"PK\x03\x04"
+_DAMAGE = (  # what parsers raise over bytes that make no sense
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _SAFE_LOCK = threading.Lock()  # torch's list of safe globals belongs to the process
 _EXPORT_DTYPES = {6: torch.float16, 7: torch.float32, 8: torch.float64, 13: torch.bfloat16}  # serde schema ScalarType
 _STORAGE_DTYPES = {
@@ -78,8 +95,8 @@ def read_weights(path: Path) -> Weights:
             tensors = _read_pth(path)
     except pickle.UnpicklingError as err:
         raise CheckpointError(_refusal(path, str(err))) from None
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile, SafetensorError) as e:
-        raise CheckpointError(f"{path}: damaged {kind} file ({_one_line(e)}); copy it again") from e
+    except _DAMAGE as err:
+        raise CheckpointError(f"{path}: damaged {kind} file ({_one_line(err)}); copy it again") from err
     return Weights(tensors=_clean(path, tensors), format=kind, metadata=metadata)
 
 
@@ -109,7 +126,7 @@ def _detect_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except _DAMAGE:
         raise CheckpointError(f"{path}: damaged zip archive, cut short perhaps; copy it again") from None
     inner = {n.partition("/")[2] for n in names} | set(names)
     if "constants.pkl" in inner and "data.pkl" in inner:
@@ -181,7 +198,9 @@ def _load_tensors(source: Any, *, mapped: bool) -> dict[str, Any]:
 
 
 def _read_pth(path: Path) -> dict[str, Any]:
-    return _load_tensors(str(path), mapped=zipfile.is_zipfile(path))
+    with path.open("rb") as file:
+        mapped = file.read(len(_ZIP)) == _ZIP  # the old container can't be mapped
+    return _load_tensors(str(path), mapped=mapped)
 
 
 def _refusal(path: Path, message: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import struct
 import warnings
 import zipfile
@@ -223,3 +225,25 @@ def test_loaded_weights_do_not_hang_on_the_file(tmp_path: Path) -> None:
     before = {n: t.clone() for n, t in model.state_dict().items()}
     path.write_bytes(b"\xff" * path.stat().st_size)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")  # torch, of a flipped version byte
+@pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors", "torchscript"])
+def test_flipped_bytes_never_give_another_error(kind: str, model: Model, tmp_path: Path) -> None:
+    """Where names and shapes are written, one byte changed: the file is read, or refused as a checkpoint."""
+    path = tmp_path / "x"
+    if kind == "torchscript":
+        traced(model, path)
+    elif kind == "safetensors":
+        save_file({n: t.clone() for n, t in model.state_dict().items()}, path)
+    else:
+        torch.save(dict(model.state_dict()), path, _use_new_zipfile_serialization=kind == "pth")
+    data = path.read_bytes()
+    rng = random.Random(0)
+    starts = [data.find(b"data.pkl"), len(data) - 2000] if kind in ("pth", "torchscript") else [0]
+    for _ in range(100):
+        damaged = bytearray(data)
+        damaged[rng.choice(starts) + rng.randrange(2000)] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):
+            read_weights(path)

@@ -92,6 +92,7 @@ def test_gpu_in_bfloat16_agrees_with_the_cpu(compile: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_real_size_model_builds_saves_loads_and_runs_on_a_cpu(tmp_path: Path) -> None:
     """0.3b seg: 339,495,196 parameters, 1.36 GB, 4.7 TFLOP for one image of 1024 x 768."""
     info = tiny(tmp_path / "x.safetensors", embed_dim=1024, num_layers=24, num_heads=16, input_hw=(1024, 768))

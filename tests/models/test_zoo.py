@@ -90,16 +90,44 @@ def test_model_loads_by_folder_task_and_size(tmp_path: Path) -> None:
     assert inspect_checkpoint(str(tmp_path), task="seg", size="0.3b").uri == str(path)
 
 
-# Fact sheet 2.1: total parameters of whole models, and 8.2: of the bare backbone with its class token's row left out.
-PARAMETERS: dict[str, dict[int | str | None, int]] = {
-    "0.3b": {17: 329_458_961, 133: 329_548_165, 308: 329_682_740, "seg": 339_495_196, "normal": 339_475_971}
-    | {"depth": 319_910_017, None: 306_244_608},
-    "0.6b": {17: 660_957_201, 133: 661_046_405, 308: 661_180_980, "seg": 670_993_436, "normal": 670_974_211}
-    | {"depth": 649_835_393, None: 634_597_120},
-    "1b": {17: 1_168_669_457, 133: 1_168_758_661, 308: 1_168_893_236, "seg": 1_178_705_692, "normal": 1_178_686_467}
-    | {"depth": 1_155_974_785, None: 1_139_163_648},
-    "2b": {17: 2_166_167_441, 133: 2_166_256_645, 308: 2_166_391_220, "seg": 2_176_203_676, "normal": 2_176_184_451}
-    | {"depth": 2_151_113_473, None: 2_131_943_040},
+# Fact sheet 2.1 (whole models) and 1.1 (backbones without a class token).
+PARAMETERS: dict[str, list[tuple[str | None, int, int]]] = {  # task, channels, parameters
+    "0.3b": [
+        ("pose", 17, 329_458_961),
+        ("pose", 133, 329_548_165),
+        ("pose", 308, 329_682_740),
+        ("seg", 28, 339_495_196),
+        ("normal", 3, 339_475_971),
+        ("depth", 1, 319_910_017),
+        (None, 1024, 306_244_608),
+    ],
+    "0.6b": [
+        ("pose", 17, 660_957_201),
+        ("pose", 133, 661_046_405),
+        ("pose", 308, 661_180_980),
+        ("seg", 28, 670_993_436),
+        ("normal", 3, 670_974_211),
+        ("depth", 1, 649_835_393),
+        (None, 1280, 634_597_120),
+    ],
+    "1b": [
+        ("pose", 17, 1_168_669_457),
+        ("pose", 133, 1_168_758_661),
+        ("pose", 308, 1_168_893_236),
+        ("seg", 28, 1_178_705_692),
+        ("normal", 3, 1_178_686_467),
+        ("depth", 1, 1_155_974_785),
+        (None, 1536, 1_139_163_648),
+    ],
+    "2b": [
+        ("pose", 17, 2_166_167_441),
+        ("pose", 133, 2_166_256_645),
+        ("pose", 308, 2_166_391_220),
+        ("seg", 28, 2_176_203_676),
+        ("normal", 3, 2_176_184_451),
+        ("depth", 1, 2_151_113_473),
+        (None, 1920, 2_131_943_040),
+    ],
 }
 
 
@@ -107,8 +135,7 @@ PARAMETERS: dict[str, dict[int | str | None, int]] = {
 def test_released_models_have_the_released_numbers_of_parameters(size: str) -> None:
     """Times 4 bytes these are the sizes of the released files, which confirms the layouts."""
     released = SIZES[size]
-    for what, expected in PARAMETERS[size].items():
-        task = "pose" if isinstance(what, int) else what
+    for task, channels, expected in PARAMETERS[size]:
         facts = TASK_FACTS[task]
         config = ModelConfig(
             task=task,
@@ -118,12 +145,12 @@ def test_released_models_have_the_released_numbers_of_parameters(size: str) -> N
             ffn_dim=4 * released.embed_dim,
             patch_padding=facts.patch_padding,
             input_hw=(1024, 768),
-            channels=what if isinstance(what, int) else next(iter(facts.channels), released.embed_dim),
+            channels=channels,
             deconv_channels=facts.deconv_channels,
             conv_channels=facts.conv_channels,
         )
         with torch.device("meta"):
-            assert sum(p.numel() for p in Model(config).parameters()) == expected, (size, what)
+            assert sum(p.numel() for p in Model(config).parameters()) == expected, (task, channels)
 
 
 def test_random_checkpoints_repeat_by_seed_and_are_marked_for_good(tmp_path: Path) -> None:

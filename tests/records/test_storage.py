@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotator.errors import AccessError, CredentialsError, NotFoundError, StorageError, TransientStorageError
+from annotator.errors import (
+    AccessError,
+    CredentialsError,
+    NotFoundError,
+    OutputError,
+    StorageError,
+    TransientStorageError,
+)
 from annotator.job import StorageOptions
 from annotator.storage import Storage, is_local, join, normalize
 from tests.records.conftest import Place
@@ -232,6 +240,19 @@ def test_a_forbidden_file_is_an_access_error(local: Place) -> None:
     os.chmod(uri, 0)
     with pytest.raises(AccessError):
         local.storage.read(uri)
+
+
+def test_a_filesystem_that_cannot_link_is_refused_with_the_reason(local: Place) -> None:
+    """`labels` is a link to a folder on another filesystem: no hard link goes there."""
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK) or shm.stat().st_dev == Path(local.root).parent.stat().st_dev:
+        pytest.skip("needs a second filesystem")
+    with tempfile.TemporaryDirectory(dir=shm) as other:
+        Path(local.root).mkdir()
+        Path(local.root, "labels").symlink_to(other)
+        with pytest.raises(OutputError, match=r"another filesystem .* hard link"):
+            local.create(b"x", "labels", "a")
+        assert os.listdir(other) == [] and os.listdir(local.uri("_annotator/tmp")) == []
 
 
 def test_a_full_disk_says_so() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import annotator
 from annotator.errors import FingerprintMismatchError, IncompleteRunError
-from annotator.plan import Plan
+from annotator.planning import Plan
 from annotator.report import Report
 from annotator.watch import Silent
 from tests.running.make import file_bytes, is_whole, make_job, table, write_images, write_manifest

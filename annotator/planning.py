@@ -54,13 +54,13 @@ class Plan:
         order = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(len(self))
         return (self._shard(position) for position in islice(order, limit))
 
-    def head(self, num_rows: int) -> Plan:
-        """Return the plan of the first shards, in manifest order, that hold at least `num_rows` rows."""
-        counts = self._ends() - self.first
-        kept = int(np.searchsorted(np.cumsum(counts), num_rows)) + 1 if num_rows > 0 else 0
-        return replace(
-            self, file_index=self.file_index[:kept], first=self.first[:kept], rows_left=int(counts[:kept].sum())
-        )
+    def within(self, num_rows: int) -> Plan:
+        """Return what is left of the shards that hold the manifest's first `num_rows` rows."""
+        rows = np.array([file.rows for file in self.manifest.files], np.int64)
+        before = np.cumsum(rows) - rows
+        kept = before[self.file_index] + self.first < num_rows
+        left = replace(self, file_index=self.file_index[kept], first=self.first[kept])
+        return replace(left, rows_left=int((left._ends() - left.first).sum()))
 
     def _ends(self) -> npt.NDArray[np.int64]:
         rows = np.array([file.rows for file in self.manifest.files], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annotator.manifest import Manifest, PinnedFile
-from annotator.plan import make_plan
+from annotator.planning import make_plan
 from annotator.shards import Shard, cut, label_uri, make_file_key, parse_label_uri
 
 ROWS = st.lists(st.integers(0, 400), min_size=0, max_size=5)
@@ -68,13 +69,19 @@ def test_two_seeds_give_two_orders() -> None:
     assert list(plan.shards("a")) != list(plan.shards("b")) != sorted(plan.shards("b"))
 
 
-@given(ROWS, st.integers(1, 150), st.integers(0, 2500))
-def test_head_is_the_first_shards_that_hold_so_many_rows(rows: list[int], shard_rows: int, wanted: int) -> None:
-    plan = make_plan(manifest_of(rows, shard_rows), ("seg",), nothing)
-    head = plan.head(wanted)
-    sizes = [s.end - s.first for file in plan.manifest.files for s in cut(file.key, file.rows, shard_rows)]
-    expected = next((n for n in range(len(sizes) + 1) if sum(sizes[:n]) >= wanted), len(sizes))
-    assert (len(head), head.rows_left) == (expected, sum(sizes[:expected]))
+@given(ROWS, st.integers(1, 150), st.integers(0, 2500), st.randoms(use_true_random=False))
+def test_within_keeps_what_is_left_of_the_shards_that_hold_the_first_rows(
+    rows: list[int], shard_rows: int, wanted: int, chance: random.Random
+) -> None:
+    """Shards done already count: asking for the same first rows twice leaves nothing the second time."""
+    manifest = manifest_of(rows, shard_rows)
+    shards = [s for file in manifest.files for s in cut(file.key, file.rows, shard_rows)]
+    done = {s for s in shards if chance.random() < 0.3}
+    plan = make_plan(manifest, ("seg",), lambda task, key: {s for s in done if s.file_key == key}).within(wanted)
+    starts = np.cumsum([0, *(s.end - s.first for s in shards)])
+    expected = [s for s, start in zip(shards, starts, strict=False) if start < wanted and s not in done]
+    assert sorted(plan.shards("any")) == sorted(expected)
+    assert plan.rows_left == sum(s.end - s.first for s in expected)
 
 
 def test_label_files_of_another_cut_do_not_count() -> None:
