@@ -5,16 +5,22 @@ Nothing here loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import numpy as np
 from pydantic import Field
 
 from annotator import png
+from annotator.envelope import Status
 from annotator.errors import ImageError
-from annotator.geometry import LabelSize, mask_to
+from annotator.geometry import Geometry, LabelSize, mask_to, stretch
 from annotator.job import TaskOptions
+from annotator.tasks import PERSON, Arrays, Input, Needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LICENCE = "the Sapiens weights released by Meta are CC BY-NC 4.0: non-commercial use only"  # sapiens-v1.md 8.4
 
@@ -31,6 +37,10 @@ class DenseOptions(TaskOptions):
         default=2**21, ge=1, description="larger images get a smaller map of the same aspect (label_size image)"
     )
 
+    require_person: bool | None = Field(
+        default=None, description="no map, and no work, for images without people; default: when people are known"
+    )
+
 
 class BackgroundOptions(DenseOptions):
     """What a dense task takes whose labels mean something on people only."""
@@ -40,9 +50,59 @@ class BackgroundOptions(DenseOptions):
     )
 
 
-def background_needs(options: BackgroundOptions) -> tuple[str, ...]:
-    """Return the tasks whose labels the background rule reads."""
-    return ("seg",) if options.background == "zero" else ()
+def needs(options: DenseOptions) -> tuple[str, ...]:
+    """Return the tasks whose labels a dense task reads: people, and seg for the background."""
+    zero = isinstance(options, BackgroundOptions) and options.background == "zero"
+    return ((PERSON,) if options.require_person else ()) + (("seg",) if zero else ())
+
+
+def inputs(
+    pixels_YXC: np.ndarray,
+    image_yx: tuple[int, int],
+    input_hw: tuple[int, int],
+    options: DenseOptions,
+    needed: Needs,
+) -> Iterable[Input]:
+    """Yield the whole image stretched to the network's size; nothing when people are required and there are none."""
+    if options.require_person and not len(needed[PERSON][0]["boxes"]):
+        return
+    yield Input(
+        stretch(pixels_YXC, input_hw), Geometry(image_yx, input_hw, options.label_size, options.max_label_pixels)
+    )
+
+
+def infer(model: Any, images_BHW3: Tensor, options: DenseOptions) -> Tensor:
+    """Return the head's raw output (B, C, h, w), float32, for uint8 RGB."""
+    from annotator.models.runtime import run  # loads torch
+
+    return run(model, images_BHW3)
+
+
+def each(
+    decode: Callable[[Tensor, Geometry, Any], dict[str, Tensor]],
+) -> Callable[[Tensor, Sequence[Geometry], Any], list[dict[str, Tensor]]]:
+    """Return a decode of batches from one of single outputs (C, h, w): maps differ in size, so they go one by one."""
+
+    def decode_batch(output_BCHW: Tensor, geometries: Sequence[Geometry], options: Any) -> list[dict[str, Tensor]]:
+        pairs = zip(output_BCHW, geometries, strict=False)  # a padded batch has more outputs than images
+        return [decode(output_CHW, geometry, options) for output_CHW, geometry in pairs]
+
+    return decode_batch
+
+
+def single(
+    encode: Callable[[Arrays, Any, Mapping[str, Arrays]], dict[str, Any]],
+) -> Callable[[Sequence[Arrays], tuple[int, int], Any, Needs], dict[str, Any]]:
+    """Return an encode for the one input, or none, that a dense task has of an image."""
+
+    def encode_image(
+        arrays: Sequence[Arrays], image_yx: tuple[int, int], options: Any, needed: Needs
+    ) -> dict[str, Any]:
+        if not arrays:
+            return {"status": Status.NO_PERSON.value}
+        return encode(arrays[0], options, {name: found[0] for name, found in needed.items() if found})
+
+    return encode_image
 
 
 def map_columns(name: str, array: np.ndarray, *, palette: np.ndarray | None = None) -> dict[str, Any]:
@@ -71,3 +131,24 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     """
     if not bool(arrays["finite"]):
         raise ImageError("failed", "not_finite", "the network's output holds NaN or infinity on this image")
+
+
+def draw_map(
+    load: Callable[[Mapping[str, Any]], np.ndarray], paint: Callable[[np.ndarray], np.ndarray], *, over: bool
+) -> Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]:
+    """Return a draw: the map painted at the picture's size, laid half over it or in its place.
+
+    Every map covers the whole image, whatever its own proportions (label_size input).
+    """
+
+    def draw(picture_YXC: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
+        painted_YXC = paint(load(row))
+        height, width = picture_YXC.shape[:2]
+        method = cv2.INTER_AREA if height < painted_YXC.shape[0] else cv2.INTER_LINEAR
+        resized_YXC: np.ndarray = cv2.resize(painted_YXC, (width, height), interpolation=method)
+        if not over:
+            return resized_YXC
+        blended_YXC: np.ndarray = cv2.addWeighted(picture_YXC, 0.5, resized_YXC, 0.5, 0)
+        return blended_YXC
+
+    return draw

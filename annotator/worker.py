@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -34,25 +33,27 @@ from annotator.errors import (
     redact,
 )
 from annotator.fingerprint import TaskRecord, read_task_records
-from annotator.geometry import Geometry, stretch
 from annotator.job import Job
 from annotator.manifest import Manifest, read_pin, read_rows
 from annotator.models import file_digest, load_model
-from annotator.models.runtime import normalise, pick_device, prepare
+from annotator.models.runtime import pick_device, prepare
 from annotator.shards import Shard, label_uri
-from annotator.stages.decode import decode, decode_isolated
+from annotator.stages.decode import Image, decode, decode_isolated
 from annotator.stages.device import Arrays, Device, Network
 from annotator.stages.encode import LabelWriter, Spool
 from annotator.stages.fetch import fetch
 from annotator.stages.times import StageTimes
 from annotator.storage import Storage
 from annotator.summary import Summary
-from annotator.tasks import Task, resolve
+from annotator.tasks import PERSON, Task, resolve
 
 STALL_S = 1800.0
 """A shard without a finished image for so long is stuck: compiling the largest model takes a third of it."""
 
 _ERROR_CHARS = 500
+
+Found = list[Arrays] | ImageError
+"""A task's label arrays of one image, one entry an input of its network, or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ class Worker:
         self._device = Device(partial(_build_networks, job, self._tasks, device), device=device, batch_size=batch_size)
         self._window = min(64, max(8, 4 * batch_size))
         self._pool = ThreadPoolExecutor(2 * self._window, thread_name_prefix="image")
-        self._cpu_slots = threading.BoundedSemaphore(os.cpu_count() or 1)  # bounds full-size pictures in memory
+        # bounds full-size pictures in memory; enough that a detector's batches can fill
+        self._pictures = threading.BoundedSemaphore(max(os.cpu_count() or 1, 2 * batch_size))
         self._spool = Spool(job.spool_dir)
         self._busy_s = 0.0
 
@@ -182,7 +184,7 @@ class Worker:
         try:
             for row in rows:
                 num_rows += 1
-                window.append(self._pool.submit(self._label_image, shard, row, lacking, times))
+                window.append(self._pool.submit(self._label_image, shard, row, {}, lacking, times))
                 if len(window) < self._window:
                     continue
                 labelled = _wait(window.popleft(), shard)
@@ -205,8 +207,10 @@ class Worker:
             raise _Deferred(f"{labelled.transient.error_class}: {_one_line(labelled.transient)}")
         return 1
 
-    def _label_image(self, shard: Shard, row: Row, lacking: tuple[str, ...], times: StageTimes) -> _Labelled:
-        """Take one image all the way; what fails becomes its rows."""
+    def _label_image(
+        self, shard: Shard, row: Row, known: dict[str, Found], lacking: tuple[str, ...], times: StageTimes
+    ) -> _Labelled:
+        """Take one image all the way; what fails becomes its rows. `known` holds labels that came with it."""
         base = {
             "shard": shard.key,
             "row": row.index,
@@ -220,67 +224,80 @@ class Worker:
             with times.stage("fetch"):
                 data = fetch(row, self._images, self._job.limits)
             bytes_in = len(data)
-            image_yx, inputs = self._decode(data, wanted, times)
+            with self._pictures:
+                image = self._decode(data, wanted, times)
+                outcomes = self._submit(image, wanted, known, times)
         except ImageError as err:
             rows = {name: {**base, **_error(err)} for name in lacking}
             return _Labelled(rows, err if err.transient else None, bytes_in)
-        base |= {"height": image_yx[0], "width": image_yx[1]}
-        outcomes = self._infer(image_yx, inputs, wanted, times)
-        return _Labelled({n: {**base, **self._encode(n, outcomes, times)} for n in lacking}, None, bytes_in)
+        image_yx = (image.height, image.width)
+        base |= {"height": image.height, "width": image.width}
+        del image  # the pixels are not needed while the device works
+        found = {name: self._collect(outcome, times) for name, outcome in outcomes.items()}
+        rows = {name: {**base, **self._encode(name, image_yx, found, times)} for name in lacking}
+        return _Labelled(rows, None, bytes_in)
 
-    def _decode(
-        self, data: bytes, wanted: tuple[str, ...], times: StageTimes
-    ) -> tuple[tuple[int, int], dict[tuple[int, int], np.ndarray]]:
-        """Return the oriented image's size and what the networks see of it, by input size."""
-        sizes = {self._tasks[name].input_hw for name in wanted}
+    def _decode(self, data: bytes, wanted: tuple[str, ...], times: StageTimes) -> Image:
+        """Return the picture, decoded once for all tasks."""
+        sizes = [self._tasks[name].input_hw for name in wanted]
         min_hw = (max(h for h, _ in sizes), max(w for _, w in sizes))
-        with self._cpu_slots:
-            with times.stage("decode"):
-                decoder = decode_isolated if self._last_round else decode
-                image = decoder(data, self._job.limits, mode=self._job.decode, min_hw=min_hw)
-            with times.stage("prepare"):
-                inputs = {hw: stretch(image.pixels_YXC, hw) for hw in sizes}
-        return (image.height, image.width), inputs
+        with times.stage("decode"):
+            decoder = decode_isolated if self._last_round else decode
+            return decoder(data, self._job.limits, mode=self._job.decode, min_hw=min_hw)
 
-    def _infer(
-        self,
-        image_yx: tuple[int, int],
-        inputs: Mapping[tuple[int, int], np.ndarray],
-        wanted: tuple[str, ...],
-        times: StageTimes,
-    ) -> dict[str, Arrays | ImageError]:
-        """Return each task's label arrays, or why the model failed on this image."""
-        outcomes: dict[str, Arrays | ImageError] = {}
-        with times.stage("wait"):
-            futures = {}
-            for name in wanted:
-                opened = self._tasks[name]
-                geometry = Geometry(
-                    image_yx=image_yx,
-                    input_hw=opened.input_hw,
-                    label_size=opened.options.label_size,
-                    max_label_pixels=opened.options.max_label_pixels,
-                )
-                futures[name] = self._device.submit(name, inputs[opened.input_hw], geometry)
-            for name, future in futures.items():
-                try:
-                    outcomes[name] = future.result(timeout=STALL_S)
-                except ImageError as err:
-                    outcomes[name] = err
+    def _submit(
+        self, image: Image, wanted: tuple[str, ...], known: dict[str, Found], times: StageTimes
+    ) -> dict[str, Found | list[Future[Arrays]]]:
+        """Enqueue what each network shall see. People are waited for, as others see crops of them, or nothing."""
+        outcomes: dict[str, Found | list[Future[Arrays]]] = dict(known)
+        for name in wanted:
+            opened = self._tasks[name]
+            needs: dict[str, list[Arrays]] = {}
+            if PERSON in opened.task.needs(opened.options):
+                people = outcomes[PERSON] = self._collect(outcomes[PERSON], times)
+                if isinstance(people, ImageError):
+                    outcomes[name] = people
+                    continue
+                needs[PERSON] = people
+            futures = []
+            image_yx = (image.height, image.width)
+            inputs = iter(opened.task.inputs(image.pixels_YXC, image_yx, opened.input_hw, opened.options, needs))
+            while True:
+                with times.stage("prepare"):
+                    one = next(inputs, None)
+                if one is None:
+                    break
+                with times.stage("wait"):
+                    futures.append(self._device.submit(name, one.pixels_HWC, one.geometry))
+            outcomes[name] = futures
         return outcomes
 
-    def _encode(self, name: str, outcomes: Mapping[str, Arrays | ImageError], times: StageTimes) -> dict[str, Any]:
+    def _collect(self, outcome: Found | list[Future[Arrays]], times: StageTimes) -> Found:
+        """Return a task's label arrays, one entry an input, or why the model failed on this image."""
+        if isinstance(outcome, ImageError):
+            return outcome
+        with times.stage("wait"):
+            try:
+                return [x.result(timeout=STALL_S) if isinstance(x, Future) else x for x in outcome]
+            except ImageError as err:
+                return err
+            except FutureTimeoutError:
+                raise WorkerStalledError(f"the device gave no result in {STALL_S:.0f} s") from None
+
+    def _encode(
+        self, name: str, image_yx: tuple[int, int], found: Mapping[str, Found], times: StageTimes
+    ) -> dict[str, Any]:
         """Return a task's columns for one image, status included."""
         opened, needs = self._tasks[name], {}
         for need in (*opened.task.needs(opened.options), name):
-            outcome = outcomes[need]
+            outcome = found[need]
             if isinstance(outcome, ImageError):
                 return _error(outcome)
             needs[need] = outcome
         arrays = needs.pop(name)
-        with self._cpu_slots, times.stage("encode"):
+        with times.stage("encode"):
             try:
-                columns = opened.task.encode(arrays, opened.options, needs)
+                columns = opened.task.encode(arrays, image_yx, opened.options, needs)
             except ImageError as err:
                 return _error(err)
         return {"status": Status.OK.value, "error_class": None, **columns}
@@ -352,18 +369,17 @@ def _build_networks(job: Job, tasks: Mapping[str, _Open], device: torch.device) 
         )
         model = prepare(model, dtype=dtype, device=device, compile=job.compile)
         networks[name] = Network(
-            forward=partial(_forward, model, dtype), decode=partial(_decode_output, opened.task, options)
+            forward=partial(_forward, opened.task, model, options), decode=partial(_decode_batch, opened.task, options)
         )
     return networks
 
 
-def _forward(model: torch.nn.Module, dtype: torch.dtype, batch_BHWC: torch.Tensor) -> torch.Tensor:
-    output: torch.Tensor = model(normalise(batch_BHWC, dtype))
-    return output.float()
+def _forward(task: Task, model: Any, options: Any, batch_BHWC: torch.Tensor) -> Any:
+    return task.infer(model, batch_BHWC, options)
 
 
-def _decode_output(task: Task, options: Any, output_CHW: torch.Tensor, geometry: Geometry) -> dict[str, torch.Tensor]:
-    return task.decode(output_CHW, geometry, options)
+def _decode_batch(task: Task, options: Any, output: Any, geometries: Sequence[Any]) -> list[dict[str, torch.Tensor]]:
+    return task.decode(output, geometries, options)
 
 
 def _wait(future: Future[_Labelled], shard: Shard) -> _Labelled:

@@ -17,7 +17,7 @@ from annotator.envelope import Status
 from annotator.errors import AnnotatorError, ImageError, InvalidInputError, OutputError
 from annotator.fingerprint import TaskRecord, read_task_records
 from annotator.job import Limits
-from annotator.labels.query import columns_of, load_map, open_labels
+from annotator.labels.query import columns_of, open_labels
 from annotator.manifest import Manifest, read_pins, read_rows
 from annotator.shards import Shard, label_uri
 from annotator.stages.decode import decode
@@ -225,23 +225,16 @@ def _sizes(image_yx: tuple[int, int], width: int) -> tuple[tuple[int, int], tupl
 def _overlay(
     row: dict[str, Any] | str, column: _Column, under: np.ndarray | str, fit_hw: tuple[int, int]
 ) -> np.ndarray | str:
-    """Return a task's map painted at the image's size in the tile, or why there is none.
-
-    Every map covers the whole image, whatever its own proportions (label_size: input).
-    """
+    """Return a task's label drawn at the image's size in the tile, or why there is none."""
     if isinstance(row, str):
         return row
     if row["status"] != Status.OK.value:
         return f"{row['status']}: {row['error']}" if row["error"] else str(row["status"])
+    picture = np.full((*fit_hw, 3), _GREY, np.uint8) if isinstance(under, str) else under
     try:
-        label = load_map(row, column.record.task)
-    except AnnotatorError as err:
-        return str(err)
-    painted = _resize(column.task.paint(label), fit_hw)
-    if not np.issubdtype(label.dtype, np.integer) or isinstance(under, str):
-        return painted
-    # ids are colours that mean little without the picture under them
-    return np.asarray(cv2.addWeighted(under, 0.5, painted, 0.5, 0))
+        return column.task.draw(picture, row)
+    except (TypeError, ValueError) as err:
+        return f"damaged label: {err}"
 
 
 def _resize(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

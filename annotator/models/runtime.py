@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from annotator.models.model import Model
 from annotator.models.vit import Attention
@@ -84,3 +85,9 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
         torch.tensor(MEAN_RGB, device=device).reshape(shape),
         torch.tensor(STD_RGB, device=device).reshape(shape),
     )
+
+
+def run(model: Module, images_BHW3: Tensor) -> Tensor:
+    """Return the model's raw output, float32, for uint8 RGB on its device: (B, H, W, 3) -> (B, C, h, w)."""
+    output: Tensor = model(normalise(images_BHW3, next(model.parameters()).dtype))
+    return output.float()

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from torch import Tensor
 
 from annotator.envelope import Status
 from annotator.errors import ImageError, WorkerStalledError
-from annotator.geometry import Geometry
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,28 +33,28 @@ LINGER_S = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """A model ready to run: `forward` takes RGB uint8 (B, H, W, 3) on the device and gives (B, C, h, w);
-    `decode` turns one output (C, h, w) and its image's geometry into label tensors."""
+    """A model ready to run: `forward` takes RGB uint8 (B, H, W, 3) on the device; `decode` turns what it gives,
+    and the geometry of each input, into label tensors an input."""
 
-    forward: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor, Geometry], dict[str, Tensor]]
+    forward: Callable[[Tensor], Any]
+    decode: Callable[[Any, Sequence[Any]], list[dict[str, Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
     input_HWC: np.ndarray
-    geometry: Geometry
+    geometry: Any
     result: Future[Arrays]
     since: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A batch under way: label tensors copied, or being copied, to the host; or the error of an image."""
+    """A batch under way: label tensors copied, or being copied, to the host."""
 
     network: str
     requests: Sequence[_Request]
-    outcomes: list[dict[str, Tensor] | ImageError]
+    labels: list[dict[str, Tensor]]
     event: torch.cuda.Event | None
 
 
@@ -81,25 +81,29 @@ class Device:
         self._thread.start()
         ready.result()
 
-    def submit(self, network: str, input_HWC: np.ndarray, geometry: Geometry) -> Future[Arrays]:
-        """Enqueue one image (RGB uint8) for one network; the future holds its label arrays.
+    def submit(self, network: str, input_HWC: np.ndarray, geometry: Any) -> Future[Arrays]:
+        """Enqueue one input (RGB uint8) for one network; the future holds its label arrays.
+
+        Waits while the network has two batches waiting: what is enqueued takes memory.
 
         The future raises ImageError when the network fails on this image alone, WorkerStalledError when
         the device itself is gone and the worker must be replaced.
         """
         request = _Request(input_HWC, geometry, Future(), time.monotonic())
         with self._changed:
+            queue = self._queues[network]
+            self._changed.wait_for(lambda: self._dead or self._closed or len(queue) < 2 * self.batch_size)
             if self._dead or self._closed:
                 raise WorkerStalledError(f"the device thread has ended: {self._dead or 'closed'}")
-            self._queues[network].append(request)
-            self._changed.notify()
+            queue.append(request)
+            self._changed.notify_all()
         return request.result
 
     def close(self) -> None:
         """Finish what is enqueued and end the thread."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
 
     def _run(self, build: Callable[[], Mapping[str, Network]], ready: Future[None]) -> None:
@@ -142,7 +146,9 @@ class Device:
                     name, queue = max(waiting, key=lambda item: (len(item[1]) >= self.batch_size, -item[1][0].since))
                     due_s = queue[0].since + LINGER_S - time.monotonic()
                     if len(queue) >= self.batch_size or due_s <= 0 or self._closed:
-                        return name, [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
+                        batch = [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
+                        self._changed.notify_all()
+                        return name, batch
                     if not wait:
                         return None
                     self._changed.wait(due_s)
@@ -160,22 +166,16 @@ class Device:
             return None
 
     def _launch(self, network: str, requests: Sequence[_Request]) -> _Launched:
-        output_BCHW = self._networks[network].forward(self._upload(requests))
-        outcomes: list[dict[str, Tensor] | ImageError] = []
-        for output_CHW, request in zip(output_BCHW, requests, strict=False):  # the padding has no request
-            try:
-                labels = self._networks[network].decode(output_CHW, request.geometry)
-            except ImageError as err:
-                outcomes.append(err)
-                continue
-            outcomes.append({name: self._download(value) for name, value in labels.items()})
+        found = self._networks[network]
+        labels = found.decode(found.forward(self._upload(requests)), [r.geometry for r in requests])
+        labels = [{name: self._download(value) for name, value in label.items()} for label in labels]
         event = None
         if self._device.type == "cuda":
             event = torch.cuda.Event()
             event.record()
         self.num_batches += 1
         self.num_images += len(requests)
-        return _Launched(network, requests, outcomes, event)
+        return _Launched(network, requests, labels, event)
 
     def _upload(self, requests: Sequence[_Request]) -> Tensor:
         batch_BHWC = torch.from_numpy(np.stack([r.input_HWC for r in requests]))
@@ -200,11 +200,8 @@ class Device:
         except Exception as err:  # kernels fail when they are waited for
             self._bisect(launched.network, launched.requests, err)
             return
-        for request, outcome in zip(launched.requests, launched.outcomes, strict=True):
-            if isinstance(outcome, ImageError):
-                request.result.set_exception(outcome)
-            else:
-                request.result.set_result({name: value.numpy() for name, value in outcome.items()})
+        for request, label in zip(launched.requests, launched.labels, strict=True):
+            request.result.set_result({name: value.numpy() for name, value in label.items()})
 
     def _bisect(self, network: str, requests: Sequence[_Request], err: Exception) -> None:
         """Run the halves of a batch that failed; an image that fails alone gets the error."""
@@ -214,7 +211,8 @@ class Device:
             self.batch_size = max(1, min(self.batch_size, len(requests)) // 2)
         if len(requests) == 1:
             message = f"{network}: the model failed on this image alone: {type(err).__name__}: {err}"
-            requests[0].result.set_exception(ImageError(Status.FAILED.value, "model_failed", message))
+            own = err if isinstance(err, ImageError) else ImageError(Status.FAILED.value, "model_failed", message)
+            requests[0].result.set_exception(own)
             return
         middle = len(requests) // 2
         for half in (requests[:middle], requests[middle:]):
@@ -234,6 +232,7 @@ class Device:
     def _give_up(self, err: BaseException) -> None:
         with self._changed:
             self._dead = err
+            self._changed.notify_all()
             left = [*self._running, *(request for queue in self._queues.values() for request in queue)]
             for queue in self._queues.values():
                 queue.clear()

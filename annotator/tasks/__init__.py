@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,20 @@ from annotator.job import Job, TaskOptions, parse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from annotator.geometry import Geometry
+PERSON = "person"
+"""The task, and the need, that says where people are: {"boxes": (N, 4) float32, "scores": (N,) float32}."""
 
 Arrays = Mapping[str, np.ndarray]
+Needs = Mapping[str, Sequence[Arrays]]
+"""Label arrays of the same image that a task needs, by task: one entry an input of that task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One picture that a network sees, uint8 RGB (H, W, 3), and what its task must know of where it lies."""
+
+    pixels_HWC: np.ndarray
+    geometry: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +51,13 @@ class Task:
     needs     the tasks whose labels of the same image this one reads
     fields    the task's columns, for these options and this channel count
     meaning   units, axes, taxonomy, licence: published with every label
-    decode    network output (C, h, w), float, on the device -> label tensors on the device
-    encode    those tensors as arrays on the host, and those of the tasks it needs -> column values
-    load      one row's columns -> the map (Y, X[, C]) in the stated unit
-    paint     the map -> RGB uint8 (Y, X, 3) for people to look at
+    float32   the network runs in float32 whatever the job's precision
+    inputs    image pixels, the whole image's size, the network's -> what the network sees, none to some
+    infer     the model, a batch (B, H, W, 3) uint8 RGB -> output that `decode` understands, on the device
+    decode    that output, the inputs' geometries -> label tensors an input, on the device
+    encode    those as arrays on the host, one entry an input -> column values; may set `status`
+    load      one row's columns -> the label as arrays, in the stated unit
+    draw      picture of the image, RGB uint8 of any size; one ok row -> the label drawn, of the same size
     """
 
     name: str
@@ -54,10 +68,13 @@ class Task:
     needs: Callable[[Any], tuple[str, ...]]
     fields: Callable[[Any, int], tuple[pa.Field, ...]]
     meaning: Callable[[Any, int], Mapping[str, Any]]
-    decode: Callable[[Tensor, Geometry, Any], dict[str, Tensor]]
-    encode: Callable[[Arrays, Any, Mapping[str, Arrays]], dict[str, Any]]
-    load: Callable[[Mapping[str, Any]], np.ndarray]
-    paint: Callable[[np.ndarray], np.ndarray]
+    float32: bool = False
+    inputs: Callable[[np.ndarray, tuple[int, int], tuple[int, int], Any, Needs], Iterable[Input]]
+    infer: Callable[[Any, Tensor, Any], Any]
+    decode: Callable[[Any, Sequence[Any], Any], list[dict[str, Tensor]]]
+    encode: Callable[[Sequence[Arrays], tuple[int, int], Any, Needs], dict[str, Any]]
+    load: Callable[[Mapping[str, Any]], Any]
+    draw: Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
 
 
 def task_names() -> list[str]:
@@ -86,16 +103,23 @@ def load_task(name: str) -> Task:
 def resolve(job: Job) -> dict[str, tuple[Task, Any]]:
     """Return task and checked options by name, in the order in which they depend on each other.
 
-    Raises TaskNotFoundError, and JobError for a bad option or a task whose need is not in the job.
+    Options that depend on the other tasks get their values here. Raises TaskNotFoundError, and JobError for a
+    bad option or a task whose need is not in the job.
     """
     found = {n: (t := load_task(n), parse(t.options, o, f"tasks.{n}")) for n, o in job.tasks.items()}
+    source = people_source(job)
+    for name, (task, options) in found.items():
+        if getattr(options, "require_person", False) is None:
+            found[name] = (task, options.model_copy(update={"require_person": source is not None}))
     for name, (task, options) in found.items():
         for need in task.needs(options):
-            if need not in found:
+            if need not in found and not (need == PERSON and source):
                 raise JobError(f"tasks.{name}: needs task {need!r} in the same job; add it under tasks")
     ordered: dict[str, tuple[Task, Any]] = {}
 
     def visit(name: str) -> None:
+        if name not in found:
+            return
         task, options = found[name]
         for need in task.needs(options):
             visit(need)
@@ -104,3 +128,11 @@ def resolve(job: Job) -> dict[str, tuple[Task, Any]]:
     for name in found:
         visit(name)
     return ordered
+
+
+def people_source(job: Job) -> str | None:
+    """Return where the job knows people from: "person" (the detector), "manifest", "labels", or None."""
+    if PERSON in job.tasks:
+        return PERSON
+    named = {options.get("boxes") for options in job.tasks.values()}
+    return next((source for source in ("manifest", "labels") if source in named), None)

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from annotator.dense import FRAME, LICENCE, DenseOptions, check_finite, map_columns, stored_map
+from annotator.dense import (
+    DenseOptions,
+    FRAME,
+    LICENCE,
+    check_finite,
+    draw_map,
+    each,
+    infer,
+    inputs,
+    map_columns,
+    needs,
+    single,
+    stored_map,
+)
 from annotator.envelope import field, map_fields
 from annotator.geometry import Geometry, resize_to_label
 from annotator.tasks import Arrays, Task
@@ -74,10 +87,6 @@ def class_names(channels: int) -> list[str]:
 
 def _channels(channels: int) -> str | None:
     return None if 2 <= channels <= 256 else "2 to 256 channels, one a class (28 in the released models)"
-
-
-def _needs(options: DenseOptions) -> tuple[str, ...]:
-    return ()
 
 
 def _fields(options: DenseOptions, channels: int) -> tuple[pa.Field, ...]:
@@ -172,13 +181,15 @@ TASK = Task(
     name="seg",
     version=1,
     options=DenseOptions,
-    values=("label_size", "max_label_pixels"),
+    values=("label_size", "max_label_pixels", "require_person"),
     channels=_channels,
-    needs=_needs,
+    needs=needs,
     fields=_fields,
     meaning=_meaning,
-    decode=decode,
-    encode=encode,
+    inputs=inputs,
+    infer=infer,
+    decode=each(decode),
+    encode=single(encode),
     load=load,
-    paint=paint,
+    draw=draw_map(load, paint, over=True),
 )

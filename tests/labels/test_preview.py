@@ -12,7 +12,7 @@ from annotator.errors import InvalidInputError, OutputError
 from annotator.job import StorageOptions
 from annotator.labels.preview import GAP, LINE, MAX_TILE_WIDTH, WIDTH, contact_sheet
 from annotator.storage import Storage
-from annotator.tasks import load_task
+from annotator.tasks import seg
 from tests.labels.make_output import CHANNELS, make_output
 
 GREY = 205
@@ -53,7 +53,7 @@ def test_the_original_is_drawn_as_it_is_and_classes_half_over_it(tmp_path: Path,
     sheet = read(contact_sheet(output.uri, tmp_path / "sheet.png"))
     assert sheet.shape == (LINE + GAP + 3 * (360 + LINE + GAP), GAP + 2 * (MAX_TILE_WIDTH + GAP), 3)
     assert (tile(sheet, 1, 0) == BLUE).all()
-    painted = load_task("seg").paint(np.zeros((1, 1), np.uint8))[0, 0].astype(float)
+    painted = seg.paint(np.zeros((1, 1), np.uint8))[0, 0].astype(float)
     corner = tile(sheet, 0, 1)[2:8, 2:8].reshape(-1, 3).mean(axis=0)  # class 0 in the first pixel of image 0
     assert np.abs(corner - (painted + BLUE) / 2).max() <= 1
 

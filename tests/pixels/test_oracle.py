@@ -31,8 +31,8 @@ def label_of(
     batch = torch.from_numpy(stretch(image.pixels_YXC, INPUT_HW))[None]
     with torch.inference_mode():
         output_CHW = Oracle(task_name, INPUT_HW)(normalise(batch, torch.float32))[0]
-        arrays = {k: v.numpy() for k, v in task.decode(output_CHW, geometry, checked).items()}
-    return task.load(task.encode(arrays, checked, {}))
+        arrays = {k: v.numpy() for k, v in task.decode(output_CHW[None], [geometry], checked)[0].items()}
+    return task.load(task.encode([arrays], (0, 0), checked, {}))
 
 
 @pytest.mark.parametrize("task", ["seg", "depth", "normal"])

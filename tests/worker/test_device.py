@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -28,8 +28,8 @@ def image(value: int) -> np.ndarray:
     return np.full((4, 4, 3), value, np.uint8)
 
 
-def mean_of(output_CHW: Tensor, geometry: Geometry) -> dict[str, Tensor]:
-    return {"mean": output_CHW.mean()}
+def mean_of(output_BCHW: Tensor, geometries: Sequence[Geometry]) -> list[dict[str, Tensor]]:
+    return [{"mean": output_CHW.mean()} for output_CHW, _ in zip(output_BCHW, geometries, strict=False)]
 
 
 class Recorder:
@@ -108,10 +108,10 @@ def test_each_network_gets_its_own_batches() -> None:
 
 
 def test_a_decode_that_refuses_one_image_spares_the_others() -> None:
-    def decode(output_CHW: Tensor, geometry: Geometry) -> dict[str, Tensor]:
-        if float(output_CHW.mean()) == 2.0:
+    def decode(output_BCHW: Tensor, geometries: Sequence[Geometry]) -> list[dict[str, Tensor]]:
+        if 2.0 in output_BCHW.mean(dim=(1, 2, 3)).tolist():
             raise ImageError("failed", "not_finite", "NaN")
-        return mean_of(output_CHW, geometry)
+        return mean_of(output_BCHW, geometries)
 
     networks = {"net": Network(forward=Recorder(), decode=decode)}
     device = Device(lambda: networks, device=torch.device("cpu"), batch_size=3)
@@ -160,6 +160,29 @@ def test_an_error_while_building_reaches_the_caller() -> None:
 
     with pytest.raises(CheckpointError, match="no such file"):
         Device(build, device=torch.device("cpu"), batch_size=1)
+
+
+def test_a_caller_waits_while_two_batches_are_enqueued() -> None:
+    """Two batches of 2 may wait while one runs; the sixth and later inputs wait outside."""
+    go, inside = threading.Event(), []
+
+    def forward(batch_BHWC: Tensor) -> Tensor:
+        assert go.wait(10)
+        return batch_BHWC.permute(0, 3, 1, 2).float()
+
+    with running(batch_size=2, net=forward) as device:
+
+        def submit_ten() -> None:
+            for v in range(10):
+                inside.append(device.submit("net", image(v), GEOMETRY))
+
+        caller = threading.Thread(target=submit_ten)
+        caller.start()
+        time.sleep(0.3)
+        assert len(inside) <= 6
+        go.set()
+        caller.join(10)
+        assert [outcome(f) for f in inside] == [float(v) for v in range(10)]
 
 
 def test_closing_finishes_what_was_enqueued() -> None:
