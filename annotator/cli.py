@@ -166,11 +166,28 @@ def manifest_check(manifest: str, endpoint_url: Endpoint = None, profile: Profil
 
 
 @models_app.command("inspect")
-def models_inspect(file: str, endpoint_url: Endpoint = None, profile: Profile = None, json: Json = False) -> None:
+def models_inspect(
+    file: str,
+    task: Annotated[Optional[str], typer.Option(help="if the tensors don't tell")] = None,  # noqa: UP045
+    num_heads: Annotated[Optional[int], typer.Option(help="if the tensors don't tell")] = None,  # noqa: UP045
+    patch_padding: Annotated[Optional[int], typer.Option(help="if the tensors don't tell")] = None,  # noqa: UP045
+    input: Annotated[Optional[str], typer.Option(metavar="HxW", help="if the tensors don't tell")] = None,  # noqa: UP045
+    endpoint_url: Endpoint = None,
+    profile: Profile = None,
+    json: Json = False,
+) -> None:
     """Say what a checkpoint is: task, size, classes, patch padding, dtype, digest, licence."""
     from annotator.models import inspect_checkpoint
 
-    show(inspect_checkpoint(file, storage=_storage(endpoint_url, profile)), json)
+    info = inspect_checkpoint(
+        file,
+        task=task,
+        num_heads=num_heads,
+        patch_padding=patch_padding,
+        input_size=None if input is None else _height_width(input),
+        storage=_storage(endpoint_url, profile),
+    )
+    show(info, json)
 
 
 @models_app.command("list")
@@ -189,6 +206,7 @@ def models_random(
     layers: Annotated[int, typer.Option(min=1)] = 2,
     heads: Annotated[int, typer.Option(min=1)] = 4,
     input: Annotated[str, typer.Option(metavar="HxW", help="the network's input, height x width")] = "64x48",
+    channels: Annotated[Optional[int], typer.Option(help="classes or keypoints; default as released")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option()] = 0,
     json: Json = False,
 ) -> None:
@@ -203,6 +221,7 @@ def models_random(
         num_heads=heads,
         input_hw=_height_width(input),
         seed=seed,
+        channels=channels,
     )
     show(info, json)
 

@@ -64,17 +64,19 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def label(self, shards: Sequence[Shard], *, last_round: bool) -> Iterator[Summary]:
-        """Yield a summary for each shard as it comes back; none for shards whose worker died."""
-        if self._local:
-            return _label_here(self._job, shards, last_round=last_round)
-        return _label_on_ray(self._job, shards, last_round=last_round)
+    def label(self, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool) -> Iterator[Summary]:
+        """Yield a summary for each shard as it comes back; none for shards whose worker died.
+
+        Only the models of `tasks`, and of what they need, are loaded.
+        """
+        label = _label_here if self._local else _label_on_ray
+        return label(self._job, shards, tasks, last_round=last_round)
 
 
-def _label_here(job: Job, shards: Sequence[Shard], *, last_round: bool) -> Iterator[Summary]:
+def _label_here(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool) -> Iterator[Summary]:
     from annotator.worker import Worker  # loads torch, which a run with nothing to do never needs
 
-    with Worker(job, last_round=last_round) as worker, ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
+    with Worker(job, tasks=tasks, last_round=last_round) as worker, ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
         flying: set[Future[Summary]] = set()
         try:
             for shard in shards:
@@ -90,14 +92,14 @@ def _label_here(job: Job, shards: Sequence[Shard], *, last_round: bool) -> Itera
                 future.cancel()
 
 
-def _label_on_ray(job: Job, shards: Sequence[Shard], *, last_round: bool) -> Iterator[Summary]:
+def _label_on_ray(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool) -> Iterator[Summary]:
     import ray
     from ray.exceptions import RayError
 
     resources = ray.cluster_resources()
     low, high = num_workers(job, cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0), shards=len(shards))
     try:
-        for row in _dataset(job, shards, low, high, last_round=last_round).iter_rows():
+        for row in _dataset(job, shards, tasks, low, high, last_round=last_round).iter_rows():
             yield Summary.from_json(row["summary"])
     except RayError as err:
         cause = _our_error(err)
@@ -107,7 +109,9 @@ def _label_on_ray(job: Job, shards: Sequence[Shard], *, last_round: bool) -> Ite
         raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
 
 
-def _dataset(job: Job, shards: Sequence[Shard], low: int, high: int, *, last_round: bool) -> Dataset:
+def _dataset(
+    job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], low: int, high: int, *, last_round: bool
+) -> Dataset:
     """Return the one operator: shard descriptors in, summaries out."""
     import ray
     from ray.data import ActorPoolStrategy
@@ -122,7 +126,7 @@ def _dataset(job: Job, shards: Sequence[Shard], low: int, high: int, *, last_rou
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         return ray.data.from_arrow(tables).map_batches(
             _RayWorker,
-            fn_constructor_args=(job.model_dump_json(), last_round),
+            fn_constructor_args=(job.model_dump_json(), tasks, last_round),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -165,10 +169,10 @@ def _cpus_per_worker(job: Job, workers: int) -> float:
 class _RayWorker:
     """The worker as Ray sees it: a table with one shard in, a table with its summary out."""
 
-    def __init__(self, job: str, last_round: bool) -> None:
+    def __init__(self, job: str, tasks: tuple[str, ...], last_round: bool) -> None:
         from annotator.worker import Worker
 
-        self._worker: Worker = Worker(Job.model_validate_json(job), last_round=last_round)
+        self._worker: Worker = Worker(Job.model_validate_json(job), tasks=tasks, last_round=last_round)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = Shard(**batch.to_pylist()[0])

@@ -66,12 +66,13 @@ def make_record(
     dtype: str,
     decode: str,
     kept: Iterable[pa.Field],
-    needs: Mapping[str, TaskRecord],
+    needs: Mapping[str, str],
 ) -> TaskRecord:
     """Return the record of a task as this job would run it.
 
     `config` is the model's (`ModelConfig.to_dict()`, with "channels"); `weights` is {"sha256", "random"};
-    `kept` the manifest columns of `keep_columns`; `needs` the records of the tasks that `task` needs.
+    `kept` the manifest columns of `keep_columns`; `needs` says what each need's labels are: the digest of that
+    task's fingerprint, or where people come from if not from a task.
     """
     kept = list(kept)
     channels = int(config["channels"])
@@ -83,10 +84,10 @@ def make_record(
             "model": config,
             "task_version": task.version,
             "options": {name: settings[name] for name in task.values},
-            "dtype": dtype,
+            "dtype": "float32" if task.float32 else dtype,
             "decode": decode,
             "keep_columns": [f.name for f in kept],
-            "needs": {name: needs[name].fingerprint_digest for name in task.needs(options)},
+            "needs": {name: needs[name] for name in task.needs(options)},
         }
     )
     return TaskRecord(

@@ -75,10 +75,18 @@ class WorkerRange(Options):
         return self
 
 
+class Released(Options):
+    """A released checkpoint, by what it is, in a folder laid out as the models' documentation says."""
+
+    root: str = Field(description="a sapiens_host or sapiens_lite_host folder")
+    size: Literal["0.3b", "0.6b", "1b", "2b"] | None = Field(default=None, description="the detector has none")
+    keypoints: Literal[17, 133, 308] | None = Field(default=None, description="for pose")
+
+
 class TaskOptions(Options):
     """What every task takes; each task adds its own."""
 
-    checkpoint: str = Field(description="weights: .pth, .safetensors or TorchScript .pt2; local or s3://")
+    checkpoint: str | Released = Field(description="weights: .pth, .safetensors or TorchScript .pt2; local or s3://")
     num_heads: int | None = Field(default=None, ge=1, description="attention heads, where the file can't tell")
     patch_padding: Literal[0, 2] | None = Field(default=None, description="patch padding, where the file can't tell")
     input_size: tuple[int, int] | None = Field(

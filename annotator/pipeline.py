@@ -82,7 +82,7 @@ def plan_left(ready: Ready, limit: int | None) -> Plan:
 def execute(cluster: Cluster, left: Plan, seed: str, *, last_round: bool) -> Iterator[Summary]:
     """Yield a summary for each shard of a round, as workers finish them, in an order shuffled by `seed`."""
     shards = list(left.shards(seed, limit=ROUND_SHARDS))
-    yield from cluster.label(shards, last_round=last_round)
+    yield from cluster.label(shards, left.tasks_left, last_round=last_round)
 
 
 def _incomplete(left: Plan, report: Report) -> IncompleteRunError:

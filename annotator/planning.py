@@ -26,11 +26,13 @@ class Plan:
     """The shards that lack a label file of at least one task, in manifest order.
 
     `file_index` and `first` have one entry a shard: its file in `manifest.files` and its first row. `total`
-    counts all shards, `rows_total` and `rows_left` manifest rows before `where`.
+    counts all shards, `rows_total` and `rows_left` manifest rows before `where`. `tasks_left` are the tasks
+    that some shard lacks.
     """
 
     manifest: Manifest
     tasks: tuple[str, ...]
+    tasks_left: tuple[str, ...]
     file_index: npt.NDArray[np.int32]
     first: npt.NDArray[np.int64]
     total: int
@@ -80,21 +82,24 @@ def make_plan(manifest: Manifest, tasks: tuple[str, ...], committed: Callable[[s
     another cut, say) are ignored.
     """
     indices, firsts, rows_left, total = [np.empty(0, np.int32)], [np.empty(0, np.int64)], 0, 0
+    lacking: set[str] = set()
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(manifest.files), _FILES_AT_ONCE):
             batch = manifest.files[start : start + _FILES_AT_ONCE]
             answers = [[pool.submit(committed, task, file.key) for task in tasks] for file in batch]
             for index, (file, futures) in enumerate(zip(batch, answers, strict=True), start):
                 first = np.arange(0, file.rows, manifest.shard_rows, dtype=np.int64)
-                done = _done(file, manifest.shard_rows, [future.result() for future in futures])
+                has = _has(file, manifest.shard_rows, [future.result() for future in futures])
+                lacking.update(task for task, column in zip(tasks, has, strict=True) if not column.all())
                 total += len(first)
-                first = first[~done]
+                first = first[~has.all(axis=0)]
                 indices.append(np.full(len(first), index, np.int32))
                 firsts.append(first)
                 rows_left += int((np.minimum(first + manifest.shard_rows, file.rows) - first).sum())
     return Plan(
         manifest=manifest,
         tasks=tasks,
+        tasks_left=tuple(task for task in tasks if task in lacking),
         file_index=np.concatenate(indices),
         first=np.concatenate(firsts),
         total=total,
@@ -103,14 +108,12 @@ def make_plan(manifest: Manifest, tasks: tuple[str, ...], committed: Callable[[s
     )
 
 
-def _done(file: PinnedFile, shard_rows: int, committed: list[set[Shard]]) -> npt.NDArray[np.bool_]:
-    """Return for each shard of a file whether every task has it."""
-    done = np.ones(-(-file.rows // shard_rows), np.bool_)
-    for shards in committed:
-        has = np.zeros_like(done)
+def _has(file: PinnedFile, shard_rows: int, committed: list[set[Shard]]) -> npt.NDArray[np.bool_]:
+    """Return whether each task (row) has each shard of a file (column)."""
+    has = np.zeros((len(committed), -(-file.rows // shard_rows)), np.bool_)
+    for row, shards in zip(has, committed, strict=True):
         for shard in shards:
             first = shard.first
             if first < file.rows and shard == Shard(file.key, first, min(first + shard_rows, file.rows)):
-                has[first // shard_rows] |= first % shard_rows == 0
-        done &= has
-    return done
+                row[first // shard_rows] |= first % shard_rows == 0
+    return has

@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from annotator.errors import CheckpointError, JobError, NotFoundError, OutputError
+import pyarrow as pa
+
+from annotator.errors import CheckpointError, JobError, ManifestError, OutputError
 from annotator.fingerprint import TaskRecord, compare_record, make_record, pin_record, read_task_records
-from annotator.job import Job, TaskOptions
+from annotator.job import Job, Released, TaskOptions
 from annotator.manifest import Manifest, kept_fields, pin_manifest
 from annotator.models.cache import file_digest
-from annotator.models.config import ModelConfig
+from annotator.models.config import read_config
+from annotator.models.zoo import find_checkpoint
 from annotator.storage import Storage, join, normalize
-from annotator.tasks import Task, resolve
+from annotator.tasks import BOXES_COLUMN, PERSON, Task, load_task, people_source, resolve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +42,13 @@ def preflight(job: Job, *, write: bool = True) -> Ready:
     """
     storage = Storage(options=job.storage)
     job = job.model_copy(update={"manifest": normalize(job.manifest), "output": normalize(job.output)})
+    _check_output(storage, job.output)
+    pinned = read_task_records(storage, job.output)
+    job = _with_defaults(job, pinned)
     tasks = resolve(job)
     _check_needs(tasks)
-    _check_output(storage, job.output)
     manifest = pin_manifest(job, storage, write=False)
-    pinned = read_task_records(storage, job.output)
-    job = _with_device_defaults(job, pinned)
+    people = _people(job, storage, manifest, pinned)
     records: dict[str, TaskRecord] = {}
     kept = kept_fields(storage, manifest, job.keep_columns)
     for name, (task, options) in tasks.items():
@@ -57,7 +61,7 @@ def preflight(job: Job, *, write: bool = True) -> Ready:
             dtype=str(job.dtype),
             decode=job.decode,
             kept=kept,
-            needs=records,
+            needs={**people, **{need: record.fingerprint_digest for need, record in records.items()}},
         )
         if name in pinned:
             compare_record(job.output, pinned[name], records[name])
@@ -73,17 +77,66 @@ def has_gpu() -> bool:
     return not hidden and Path("/dev/nvidiactl").exists()
 
 
-def _with_device_defaults(job: Job, pinned: Mapping[str, TaskRecord]) -> Job:
-    """Return the job with GPUs a worker and precision filled in: the output's own precision, if it has one."""
+def _with_defaults(job: Job, pinned: Mapping[str, TaskRecord]) -> Job:
+    """Return the job with what it leaves open filled in: as the output has it, else by the machine and the tasks.
+
+    So adding a task, or a machine without a GPU, doesn't change what the output was begun with.
+    """
     gpus = job.gpus_per_worker if job.gpus_per_worker is not None else float(has_gpu())
-    recorded = {record.fingerprint["dtype"] for name, record in pinned.items() if name in job.tasks}
-    default = recorded.pop() if len(recorded) == 1 else "bfloat16" if gpus else "float32"
-    return job.model_copy(update={"gpus_per_worker": gpus, "dtype": job.dtype or default})
+    recorded = {r.fingerprint["dtype"] for n, r in pinned.items() if n in job.tasks and not load_task(n).float32}
+    dtype = recorded.pop() if len(recorded) == 1 else "bfloat16" if gpus else "float32"
+    tasks = {}
+    for name, (_, options) in resolve(job).items():
+        found = options.model_dump(mode="json") | {"checkpoint": _find_checkpoint(name, options.checkpoint, job)}
+        before = pinned[name].fingerprint["options"] if name in pinned else {}
+        if "require_person" in before and job.tasks[name].get("require_person") is None:
+            found["require_person"] = before["require_person"]
+        tasks[name] = found
+    return job.model_copy(update={"gpus_per_worker": gpus, "dtype": job.dtype or dtype, "tasks": tasks})
+
+
+def _find_checkpoint(task: str, checkpoint: str | Released, job: Job) -> str:
+    if isinstance(checkpoint, str):
+        return checkpoint
+    storage = Storage(options=job.storage)
+    return find_checkpoint(
+        checkpoint.root, task=task, size=checkpoint.size, keypoints=checkpoint.keypoints, storage=storage
+    )
+
+
+def _people(job: Job, storage: Storage, manifest: Manifest, pinned: Mapping[str, TaskRecord]) -> dict[str, str]:
+    """Return what the fingerprint says of people who come from elsewhere than a task of this job."""
+    source = people_source(job)
+    if source == "manifest":
+        kind = kept_fields(storage, manifest, (BOXES_COLUMN,))[0].type
+        if not _is_boxes(kind):
+            raise ManifestError(
+                f"{manifest.root}: column {BOXES_COLUMN!r} is {kind}; expected a list of 4 floats a box"
+            )
+        return {PERSON: "manifest"}
+    if source == "labels":
+        if PERSON not in pinned:
+            raise JobError(
+                f"tasks.pose.boxes is 'labels' and {job.output} has no person labels; label person there first, "
+                "or set boxes: person and add the task"
+            )
+        return {PERSON: pinned[PERSON].fingerprint_digest}
+    return {}
+
+
+def _is_boxes(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(test(kind) for test in lists[:2]) or not any(test(kind.value_type) for test in lists):
+        return False
+    number = kind.value_type.value_type
+    return bool(pa.types.is_floating(number) or pa.types.is_integer(number))
 
 
 def _check_needs(tasks: Mapping[str, tuple[Task, Any]]) -> None:
     for name, (task, options) in tasks.items():
         for need in task.needs(options):
+            if need == PERSON:
+                continue
             theirs = tasks[need][1]
             for key in ("label_size", "max_label_pixels"):
                 if getattr(options, key, None) != getattr(theirs, key, None):
@@ -110,13 +163,11 @@ def _model(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the model's config and its weights' digest; the file is only opened if its digest is new."""
     hints = {key: getattr(options, key) for key in ("num_heads", "patch_padding", "input_size")}
-    try:
-        digest = file_digest(options.checkpoint, storage)
-    except NotFoundError:
-        raise CheckpointError(f"tasks.{task.name}.checkpoint: {options.checkpoint}: no such file") from None
+    assert isinstance(options.checkpoint, str)  # found by _with_defaults
+    digest = file_digest(options.checkpoint, storage)
     if pinned is not None and pinned.fingerprint["weights"]["sha256"] == digest:
         given = {"input_hw" if key == "input_size" else key: value for key, value in hints.items() if value is not None}
-        config = replace(ModelConfig.from_dict(pinned.fingerprint["model"]), **given)
+        config = replace(read_config(pinned.fingerprint["model"]), **given)
         return config.to_dict(), pinned.fingerprint["weights"]
     from annotator.models import inspect_checkpoint  # loads torch, which a run with nothing to do never needs
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
@@ -19,12 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-import torch
-
 from annotator.envelope import Row, Status
 from annotator.errors import (
-    CheckpointError,
     ImageError,
     InvalidInputError,
     StorageError,
@@ -32,39 +28,24 @@ from annotator.errors import (
     WorkerStalledError,
     redact,
 )
-from annotator.fingerprint import TaskRecord, read_task_records
 from annotator.job import Job
 from annotator.manifest import Manifest, read_pin, read_rows
-from annotator.models import file_digest, load_model
-from annotator.models.runtime import pick_device, prepare
 from annotator.shards import Shard, label_uri
 from annotator.stages.decode import Image, decode, decode_isolated
-from annotator.stages.device import Arrays, Device, Network
+from annotator.stages.device import Device
 from annotator.stages.encode import LabelWriter, Spool
 from annotator.stages.fetch import fetch
+from annotator.stages.networks import build_networks, choose_batch_size, choose_device, open_tasks, with_needs
+from annotator.stages.people import Found, people_of_boxes, read_people
 from annotator.stages.times import StageTimes
 from annotator.storage import Storage
 from annotator.summary import Summary
-from annotator.tasks import PERSON, Task, resolve
+from annotator.tasks import BOXES_COLUMN, PERSON, Arrays, people_source
 
 STALL_S = 1800.0
 """A shard without a finished image for so long is stuck: compiling the largest model takes a third of it."""
 
 _ERROR_CHARS = 500
-
-Found = list[Arrays] | ImageError
-"""A task's label arrays of one image, one entry an input of its network, or why there are none."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A task of this worker: what to do, how, and the record its labels carry."""
-
-    task: Task
-    options: Any
-    record: TaskRecord
-    schema: pa.Schema
-    input_hw: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +64,7 @@ class _Deferred(Exception):
 class Worker:
     """Labels shards with the job's tasks; build once per process, call from one or two threads.
 
-    tasks        names of the tasks to run, default all of the job's; their needs come along
+    tasks        names of the tasks to label, default all of the job's; what they need runs, but is not committed
     last_round   decode each image in a process of its own, and let lone passing faults become rows
 
     Raises CheckpointError when weights are missing or are not those that the output's record names.
@@ -94,10 +75,11 @@ class Worker:
         self._last_round = last_round
         self._storage = Storage(options=job.storage)
         self._images = Storage(options=job.storage, attempts=job.limits.attempts, timeout_s=job.limits.fetch_timeout_s)
-        self._tasks = _open_tasks(job, self._storage, tasks or tuple(job.tasks))
-        device = pick_device() if job.gpus_per_worker != 0 else torch.device("cpu")
-        batch_size = _batch_size(job, device)
-        self._device = Device(partial(_build_networks, job, self._tasks, device), device=device, batch_size=batch_size)
+        self._names = tasks or tuple(job.tasks)
+        self._tasks = open_tasks(job, self._storage, self._names)
+        device = choose_device(job)
+        batch_size = choose_batch_size(job, device)
+        self._device = Device(partial(build_networks, job, self._tasks, device), device=device, batch_size=batch_size)
         self._window = min(64, max(8, 4 * batch_size))
         self._pool = ThreadPoolExecutor(2 * self._window, thread_name_prefix="image")
         # bounds full-size pictures in memory; enough that a detector's batches can fill
@@ -134,7 +116,7 @@ class Worker:
 
     def _label(self, shard: Shard) -> Summary:
         output, times = self._job.output, StageTimes()
-        uris = {name: label_uri(output, name, shard) for name in self._tasks if name in self._job.tasks}
+        uris = {name: label_uri(output, name, shard) for name in self._names}
         existed = tuple(name for name, uri in uris.items() if self._storage.exists(uri))
         lacking = tuple(name for name in uris if name not in existed)
         if not lacking:
@@ -176,15 +158,14 @@ class Worker:
 
     def _labelled(self, shard: Shard, lacking: tuple[str, ...], times: StageTimes) -> Iterator[_Labelled]:
         """Yield the labels of a shard's rows in row order, a bounded window of images in flight."""
-        manifest, pin = read_pin(self._storage, self._job.output, shard.file_key)
-        rows = read_rows(self._storage, manifest, pin, shard.first, shard.end, self._job.keep_columns)
+        manifest, rows = self._rows(shard)
         window: deque[Future[_Labelled]] = deque()
         allowed = max(2, (shard.end - shard.first) * 5 // 100)  # DESIGN 2.6
         faults = num_rows = 0
         try:
-            for row in rows:
+            for row, known in rows:
                 num_rows += 1
-                window.append(self._pool.submit(self._label_image, shard, row, {}, lacking, times))
+                window.append(self._pool.submit(self._label_image, shard, row, known, lacking, times))
                 if len(window) < self._window:
                     continue
                 labelled = _wait(window.popleft(), shard)
@@ -198,6 +179,20 @@ class Worker:
             for future in window:
                 future.cancel()
         _check_count(manifest, shard, num_rows)
+
+    def _rows(self, shard: Shard) -> tuple[Manifest, Iterator[tuple[Row, dict[str, Found]]]]:
+        """Return the shard's manifest and its rows, each with the labels that come with it: people, or none."""
+        manifest, pin = read_pin(self._storage, self._job.output, shard.file_key)
+        source = people_source(self._job)
+        kept = self._job.keep_columns
+        columns = (*kept, BOXES_COLUMN) if source == "manifest" and BOXES_COLUMN not in kept else kept
+        rows = read_rows(self._storage, manifest, pin, shard.first, shard.end, columns)
+        if source == "manifest":
+            return manifest, ((row, {PERSON: people_of_boxes(row.kept[BOXES_COLUMN])}) for row in rows)
+        if source == "labels":
+            people = read_people(self._storage, self._job.output, shard)
+            return manifest, ((row, {PERSON: people[row.index]}) for row in rows)
+        return manifest, ((row, {}) for row in rows)
 
     def _count_fault(self, labelled: _Labelled, faults: int, allowed: int) -> int:
         """Return 1 for a passing fault, else 0; raise _Deferred when the shard had better wait."""
@@ -216,9 +211,9 @@ class Worker:
             "row": row.index,
             "image_id": row.image_id,
             "uri": redact(row.uri) if row.uri is not None else None,
-            **row.kept,
+            **{name: row.kept[name] for name in self._job.keep_columns},
         }
-        wanted = _with_needs(self._tasks, lacking)
+        wanted = with_needs(self._tasks, lacking)
         bytes_in = 0
         try:
             with times.stage("fetch"):
@@ -306,80 +301,6 @@ class Worker:
         """Return the seconds the device thread worked since this was last asked."""
         busy_s, self._busy_s = self._device.busy_s - self._busy_s, self._device.busy_s
         return busy_s
-
-
-def _with_needs(tasks: Mapping[str, _Open], lacking: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the tasks to run for an image, in the order in which they depend on each other."""
-    wanted = set(lacking)
-    for name in lacking:
-        wanted.update(tasks[name].task.needs(tasks[name].options))
-    return tuple(name for name in tasks if name in wanted)
-
-
-def _open_tasks(job: Job, storage: Storage, names: tuple[str, ...]) -> dict[str, _Open]:
-    records = read_task_records(storage, job.output)
-    resolved = resolve(job)
-    wanted = {need for name in names for need in (*resolved[name][0].needs(resolved[name][1]), name)}
-    return {
-        name: _Open(task, options, records[name], records[name].file_schema, _input_hw(records[name]))
-        for name, (task, options) in resolved.items()
-        if name in wanted
-    }
-
-
-def _input_hw(record: TaskRecord) -> tuple[int, int]:
-    height, width = record.fingerprint["model"]["input_hw"]
-    return height, width
-
-
-def _batch_size(job: Job, device: torch.device) -> int:
-    """Return images a batch. One where bytes must not depend on neighbours: kernels may round by position."""
-    if job.deterministic:
-        return 1
-    if job.batch_size != "auto":
-        return job.batch_size
-    return 8 if device.type == "cuda" else 2  # reference/roofline.md: 4 to 16 is enough for every model
-
-
-def _build_networks(job: Job, tasks: Mapping[str, _Open], device: torch.device) -> dict[str, Network]:
-    """Load the models, in the device thread; refuse weights that are not those of the record."""
-    if job.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        if device.type == "cpu":
-            torch.set_num_threads(1)  # sums are split by thread, and machines differ in their number
-    storage = Storage(options=job.storage)
-    networks = {}
-    for name, opened in tasks.items():
-        options, record = opened.options, opened.record
-        dtype = getattr(torch, record.fingerprint["dtype"])
-        found, expected = file_digest(options.checkpoint, storage), record.fingerprint["weights"]["sha256"]
-        if found != expected:
-            raise CheckpointError(
-                f"{options.checkpoint}: sha256 {found[:12]}..., but the run began with {expected[:12]}...; "
-                "the file changed or differs between nodes"
-            )
-        model = load_model(
-            options.checkpoint,
-            task=name,
-            num_heads=options.num_heads,
-            patch_padding=options.patch_padding,
-            input_size=options.input_size,
-            storage=storage,
-        )
-        model = prepare(model, dtype=dtype, device=device, compile=job.compile)
-        networks[name] = Network(
-            forward=partial(_forward, opened.task, model, options), decode=partial(_decode_batch, opened.task, options)
-        )
-    return networks
-
-
-def _forward(task: Task, model: Any, options: Any, batch_BHWC: torch.Tensor) -> Any:
-    return task.infer(model, batch_BHWC, options)
-
-
-def _decode_batch(task: Task, options: Any, output: Any, geometries: Sequence[Any]) -> list[dict[str, torch.Tensor]]:
-    return task.decode(output, geometries, options)
 
 
 def _wait(future: Future[_Labelled], shard: Shard) -> _Labelled:

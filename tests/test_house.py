@@ -31,7 +31,7 @@ FLOORS = {
 
 FENCES = {
     "ray": ["annotator.pipeline", "annotator.cluster", "annotator.submit", "annotator.bench"],
-    "torch": ["annotator.models", "annotator.tasks", "annotator.stages.device", "annotator.worker",
+    "torch": ["annotator.models", "annotator.tasks", "annotator.stages.device", "annotator.stages.networks", "annotator.worker",
               "annotator.geometry", "annotator.bench"],
     **{sdk: ["annotator.storage"] for sdk in ("fsspec", "s3fs", "botocore", "aiobotocore", "boto3", "obstore")},
 }  # fmt: skip

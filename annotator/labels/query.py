@@ -109,7 +109,8 @@ def load_map(row: Any, task: str, root: str | None = None) -> np.ndarray:
     if values.get("status", Status.OK.value) != Status.OK.value:
         raise InvalidInputError(f"{name}: has no {task} map; its status is {values['status']!r}")
     try:
-        return load_task(task).load(values)
+        loaded: np.ndarray = load_task(task).load(values)
+        return loaded
     except KeyError as err:
         raise InvalidInputError(f"the row lacks column {err}, which a {task} map is read from") from None
     except TypeError:  # null where its bytes should be

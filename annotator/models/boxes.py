@@ -57,6 +57,24 @@ def decode_boxes(
     return all_boxes[order], all_scores[order]
 
 
+def find_people(
+    logits: Sequence[Tensor],
+    distances: Sequence[Tensor],
+    input_hw: tuple[int, int],
+    scale_xy: tuple[float, float],
+    *,
+    score: float,
+    nms_iou: float,
+    max_people: int,
+) -> dict[str, Tensor]:
+    """Return one image's people, best first: boxes (N, 4) and scores (N,) of at most `max_people`, and
+    `people_found`, how many there were; arguments as `decode_boxes` and `select_people`."""
+    boxes, scores = decode_boxes(logits, distances, input_hw, scale_xy)
+    kept = select_people(boxes, scores, score=score, nms_iou=nms_iou, max_people=len(scores))
+    found, kept = len(kept), kept[:max_people]
+    return {"boxes": boxes[kept], "scores": scores[kept], "people_found": torch.tensor(found)}
+
+
 def select_people(boxes_N4: Tensor, scores_N: Tensor, *, score: float, nms_iou: float, max_people: int) -> Tensor:
     """Return the indices of the boxes that are people, best first: score above, overlaps removed, at most so many."""
     above = (scores_N > score).nonzero()[:, 0]

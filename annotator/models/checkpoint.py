@@ -19,11 +19,12 @@ from torch import Tensor
 
 from annotator.errors import CheckpointError
 from annotator.models.cache import file_digest, local_copy
-from annotator.models.config import CheckpointInfo, ModelConfig
+from annotator.models.config import CheckpointInfo, DetectorConfig, ModelConfig
 from annotator.models.formats import Weights, read_weights
 from annotator.models.model import Model, head_names
+from annotator.models.rtmdet import Detector, build_detector, is_detector, read_detector_config
 from annotator.models.vit import resize_positions
-from annotator.models.zoo import LICENCE, RANDOM_LICENCE, SIZES, TASK_FACTS, find_checkpoint
+from annotator.models.zoo import DETECTOR_LICENCE, LICENCE, RANDOM_LICENCE, SIZES, TASK_FACTS, find_checkpoint
 
 if TYPE_CHECKING:
     from annotator.storage import Storage
@@ -55,7 +56,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     storage: Storage | None = None,
-) -> Model:
+) -> Model | Detector:
     """Load a checkpoint into a model that is ready for inference; float32 on the CPU unless told otherwise.
 
     uri         a .pth, .safetensors, TorchScript or torch.export file, local or s3://; or, with `task`, `size`
@@ -68,6 +69,8 @@ def load_model(
     """
     uri = _resolve(uri, task, size, keypoints, storage)
     weights = read_weights(local_copy(uri, storage))
+    if _is_for_people(uri, weights, task):
+        return build_detector(uri, weights.tensors, dtype=dtype, device=device)
     given = Given(task=task, num_heads=num_heads, patch_padding=patch_padding, input_size=input_size)
     tensors, config = understand(uri, weights, given)
     with torch.device("meta"):
@@ -95,8 +98,13 @@ def inspect_checkpoint(
     uri = _resolve(uri, task, size, keypoints, storage)
     path = local_copy(uri, storage)
     weights = read_weights(path)
-    given = Given(task=task, num_heads=num_heads, patch_padding=patch_padding, input_size=input_size)
-    _, config = understand(uri, weights, given)
+    config: ModelConfig | DetectorConfig
+    detects = _is_for_people(uri, weights, task)
+    if detects:
+        config = read_detector_config(uri, weights.tensors)
+    else:
+        given = Given(task=task, num_heads=num_heads, patch_padding=patch_padding, input_size=input_size)
+        _, config = understand(uri, weights, given)
     random = weights.metadata.get(RANDOM_KEY) == "true"
     dtypes = Counter(t.dtype for t in weights.tensors.values())
     return CheckpointInfo(
@@ -107,8 +115,18 @@ def inspect_checkpoint(
         config=config,
         dtype=str(dtypes.most_common(1)[0][0]).removeprefix("torch."),
         random=random,
-        licence=RANDOM_LICENCE if random else LICENCE,
+        licence=RANDOM_LICENCE if random else DETECTOR_LICENCE if detects else LICENCE,
     )
+
+
+def _is_for_people(uri: str, weights: Weights, task: str | None) -> bool:
+    """Return whether the checkpoint is a person detector's, held against the task that it is asked for."""
+    found = is_detector(weights.tensors)
+    if found and task not in (None, "person"):
+        raise CheckpointError(f"{uri}: a person detector; expected a model for {task}; use it for the person task")
+    if task == "person" and not found:
+        raise CheckpointError(f"{uri}: not a person detector; expected an RTMDet checkpoint; use it for another task")
+    return found
 
 
 def _resolve(uri: str, task: str | None, size: str | None, keypoints: int | None, storage: Storage | None) -> str:
@@ -137,8 +155,6 @@ def _released_names(uri: str, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give bare backbones their prefix, and leave out what pre-training files hold beside the backbone."""
     if any(re.match(r"(backbone\.)?blocks\.0\.attn\.wq\.", n) for n in raw):
         raise CheckpointError(f"{uri}: a Sapiens2 checkpoint; expected Sapiens (v1); use a v1 checkpoint")
-    if any(n.startswith("bbox_head.") for n in raw):
-        raise CheckpointError(f"{uri}: a person detector; expected a Sapiens model; use it for the person task")
     tensors = dict(raw) if any(n.startswith("backbone.") for n in raw) else {f"backbone.{n}": t for n, t in raw.items()}
     if "backbone.patch_embed.projection.weight" not in tensors:
         some = ", ".join(sorted(raw)[:3])

@@ -89,7 +89,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorConfig:
-    """What fixes an RTMDet person detector but its weights; part of the pose fingerprint (fact sheet 5.2).
+    """What fixes an RTMDet person detector but its weights; part of the person fingerprint (fact sheet 5.2).
 
     stem         outputs of the three stem convolutions
     stages       outputs of the four stages; the last three (strides 8, 16, 32) go to the neck
@@ -97,7 +97,8 @@ class DetectorConfig:
     neck_depth   blocks in each layer of the neck
     neck_channels  of each level that the head sees
     stacked      convolutions before each predictor
-    num_classes  person is class 0
+    channels     classes; person is class 0
+    input_hw     the canvas that images are fitted into (fact sheet 5.1)
     """
 
     stem: tuple[int, int, int]
@@ -106,12 +107,25 @@ class DetectorConfig:
     neck_depth: int
     neck_channels: int
     stacked: int
-    num_classes: int
+    channels: int
+    input_hw: tuple[int, int] = (640, 640)
+    task: str = "person"
     family: str = "rtmdet"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return plain JSON values; `read_config` gives the same config back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def read_config(data: Mapping[str, Any]) -> ModelConfig | DetectorConfig:
+    """Return the config that either kind's `to_dict` wrote. Raises CheckpointError for one of another version."""
+    if data.get("family") != "rtmdet":
+        return ModelConfig.from_dict(data)
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    try:
+        return DetectorConfig(**values)
+    except TypeError as err:
+        raise CheckpointError(f"detector config does not fit: {err}; written by a later version?") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +144,7 @@ class CheckpointInfo:
     format: str
     bytes: int
     sha256: str
-    config: ModelConfig
+    config: ModelConfig | DetectorConfig
     dtype: str
     random: bool
     licence: str

@@ -21,7 +21,9 @@ RADIUS = 5  # an 11 x 11 kernel (fact sheet 4.4, as all constants here)
 SIGMA = 2.0  # what cv2 takes for 11 when told 0: 0.3 * ((11 - 1) / 2 - 1) + 0.8
 LOW, HIGH = 1e-3, 50.0
 EPS = 1.1920928955078125e-07  # of float32
-_MAPS_AT_ONCE = 512
+_MAPS_AT_ONCE = {"cpu": 64, "cuda": 2048}
+"""On a CPU so few that they are still in the cache when their windows are read, and that torch takes no step of
+the work on windows to be worth splitting over threads: where cores are shared, waiting for each other costs most."""
 
 
 def locate(maps_BKhw: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,15 +34,21 @@ def locate(maps_BKhw: Tensor) -> tuple[Tensor, Tensor]:
     the map is flat, so that there is no step to make, it is the peak itself.
     """
     batch, channels, height, width = maps_BKhw.shape
-    maps_Nhw = maps_BKhw.reshape(-1, height, width).float()
+    parts = maps_BKhw.reshape(-1, height, width).split(_MAPS_AT_ONCE[maps_BKhw.device.type])
+    found = [_locate(part.float()) for part in parts]
+    points_N2, scores_N = torch.cat([points for points, _ in found]), torch.cat([scores for _, scores in found])
+    return points_N2.reshape(batch, channels, 2), scores_N.reshape(batch, channels)
+
+
+def _locate(maps_Nhw: Tensor) -> tuple[Tensor, Tensor]:
+    """Return points (N, 2) and scores (N,) of some maps."""
     top_N, y_N, x_N = _peaks(maps_Nhw)
     near_N33 = _blurred_near(maps_Nhw, y_N, x_N)
     near_N33 = near_N33 * _rescaling(maps_Nhw, top_N, near_N33)[:, None, None]
     step_N2 = _newton_step(near_N33.clamp(LOW, HIGH).log())
     points_N2 = torch.stack([x_N, y_N], 1) - step_N2
     missing_N = top_N <= 0
-    points_N2 = points_N2.masked_fill(missing_N[:, None], torch.nan)
-    return points_N2.reshape(batch, channels, 2), top_N.masked_fill(missing_N, 0).reshape(batch, channels)
+    return points_N2.masked_fill(missing_N[:, None], torch.nan), top_N.masked_fill(missing_N, 0)
 
 
 def average_mirrored(maps_BKhw: Tensor, mirrored_BKhw: Tensor, flip_indices: tuple[int, ...]) -> Tensor:
@@ -68,12 +76,13 @@ def _blurred_near(maps_Nhw: Tensor, y_N: Tensor, x_N: Tensor) -> Tensor:
     device = maps_Nhw.device
     reach = torch.arange(-RADIUS - 1, RADIUS + 2, device=device)
     y_NR, x_NR = y_N[:, None] + reach, x_N[:, None] + reach
-    n = torch.arange(len(maps_Nhw), device=device)[:, None, None]
-    window_NRR = maps_Nhw[n, y_NR.clamp(0, height - 1)[:, :, None], x_NR.clamp(0, width - 1)[:, None, :]].double()
+    row_NR = torch.arange(len(maps_Nhw), device=device)[:, None] * height + y_NR.clamp(0, height - 1)
+    window_NRR = maps_Nhw.take(row_NR[:, :, None] * width + x_NR.clamp(0, width - 1)[:, None, :]).double()
     inside = ((y_NR >= 0) & (y_NR < height))[:, :, None] & ((x_NR >= 0) & (x_NR < width))[:, None, :]
     window_NRR = window_NRR.masked_fill(~inside, 0)
-    blur_3R = _band(3, 3 + 2 * RADIUS, RADIUS, torch.float64, device)
-    near_N33 = blur_3R @ window_NRR @ blur_3R.mT
+    weights = _weights(device)
+    near_N3R = (window_NRR.unfold(1, len(weights), 1) * weights).sum(3)
+    near_N33 = (near_N3R.unfold(2, len(weights), 1) * weights).sum(3)
     beside = torch.arange(-1, 2, device=device)
     row_N3 = (y_N[:, None] + beside).clamp(0, height - 1) - y_N[:, None] + 1
     column_N3 = (x_N[:, None] + beside).clamp(0, width - 1) - x_N[:, None] + 1
@@ -103,14 +112,14 @@ def _rescaling(maps_Nhw: Tensor, top_N: Tensor, near_N33: Tensor) -> Tensor:
 def _blurred_max(maps_Nhw: Tensor) -> Tensor:
     """Return the maximum of each blurred map, (N,), as two products with banded matrices."""
     height, width = maps_Nhw.shape[1:]
-    rows = _band(height, height, 0, maps_Nhw.dtype, maps_Nhw.device)
-    columns = _band(width, width, 0, maps_Nhw.dtype, maps_Nhw.device)
-    return torch.cat([(rows @ part @ columns).amax((1, 2)) for part in maps_Nhw.split(_MAPS_AT_ONCE)])
+    rows, columns = _band(height, maps_Nhw.device), _band(width, maps_Nhw.device)
+    # in parts, as each product is as large as the maps
+    return torch.cat([(rows @ part @ columns).amax((1, 2)) for part in maps_Nhw.split(256)])
 
 
 def _newton_step(log_N33: Tensor) -> Tensor:
     """Return one Newton step from the middle of 3 x 3 values, (N, 2) x, y; zero where there is none to make."""
-    (nw, n, ne), (w, o, e), (sw, s, se) = (row.unbind(1) for row in log_N33.unbind(1))
+    (nw, n, _), (w, o, e), (_, s, se) = (row.unbind(1) for row in log_N33.unbind(1))
     dx, dy = (e - w) / 2, (s - n) / 2
     dxx, dyy = e - 2 * o + w + EPS, s - 2 * o + n + EPS
     dxy = (se - s - e + 2 * o - w - n + nw) / 2
@@ -118,13 +127,20 @@ def _newton_step(log_N33: Tensor) -> Tensor:
     return step_N2.masked_fill(log_N33.isfinite().all(2).all(1)[:, None] & ~step_N2.isfinite(), 0)
 
 
-@functools.lru_cache(maxsize=32)
-def _band(num_out: int, num_in: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix (num_out, num_in) that blurs one axis; output i is centred on input i + offset."""
-    distance = torch.arange(num_in, dtype=torch.float64) - torch.arange(num_out, dtype=torch.float64)[:, None] - offset
-    total = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64).square().div(-2 * SIGMA**2).exp().sum()
-    weight = distance.square().div(-2 * SIGMA**2).exp() / total
-    return weight.masked_fill(distance.abs() > RADIUS, 0).to(device=device, dtype=dtype)
+@functools.lru_cache(maxsize=16)
+def _weights(device: torch.device) -> Tensor:
+    """Return the blur's weights along one axis, float64."""
+    distance = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
+    weights = (distance.square() / (-2 * SIGMA**2)).exp()
+    return (weights / weights.sum()).to(device)
+
+
+@functools.lru_cache(maxsize=16)
+def _band(size: int, device: torch.device) -> Tensor:
+    """Return the matrix (size, size), float32, that blurs an axis of so many pixels, with zeros beyond its ends."""
+    distance = (torch.arange(size)[:, None] - torch.arange(size)).abs()
+    weights = _weights(torch.device("cpu"))[RADIUS:]
+    return (weights[distance.clamp(max=RADIUS)] * (distance <= RADIUS)).float().to(device)
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from annotator.errors import CheckpointError
 from annotator.models.checkpoint import CONFIG_KEY, RANDOM_KEY, inspect_checkpoint
-from annotator.models.config import CheckpointInfo, ModelConfig
+from annotator.models.config import CheckpointInfo, DetectorConfig, ModelConfig
 from annotator.models.formats import read_weights
 from annotator.models.model import Model
+from annotator.models.rtmdet import Detector
 from annotator.models.zoo import TASK_FACTS
 
 
@@ -40,10 +41,14 @@ def random_checkpoint(
 
     What is left out is as in the released models of the task (pose: 308 keypoints). `head_channels` is the width
     of all hidden head layers, or (of the transposed convolutions, of the 1x1 ones); left out, a model that is
-    narrower than its released head has a head of its own width.
+    narrower than its released head has a head of its own width. For `person`, `embed_dim` is the width of the
+    detector's neck (192 as released), `num_layers` the blocks of a stage, and the other numbers have no meaning.
     The weights are scaled so that outputs vary over the image, like a trained model's.
     Raises CheckpointError for impossible numbers, and when the path holds a file that isn't random weights.
     """
+    if task == "person":
+        write_random(Path(path), _detector_config(embed_dim, num_layers), seed)
+        return inspect_checkpoint(str(path))
     if task not in TASK_FACTS:
         raise CheckpointError(f"no models for task {task!r}; expected one of {', '.join(t for t in TASK_FACTS if t)}")
     facts = TASK_FACTS[task]
@@ -65,6 +70,21 @@ def random_checkpoint(
     return inspect_checkpoint(str(path))
 
 
+def _detector_config(width: int, depth: int) -> DetectorConfig:
+    """Return an RTMDet in the released proportions (fact sheet 5.2)."""
+    if width % 8:
+        raise CheckpointError(f"embed_dim is {width}; expected a multiple of 8 for a detector")
+    return DetectorConfig(
+        stem=(width // 8, width // 8, width // 4),
+        stages=(width // 2, width, 2 * width, 4 * width),
+        depths=(depth,) * 4,
+        neck_depth=depth,
+        neck_channels=width,
+        stacked=2,
+        channels=1,
+    )
+
+
 def _head_widths(
     released: tuple[int, ...], asked: int | Sequence[int] | None, which: int, embed_dim: int
 ) -> tuple[int, ...]:
@@ -73,12 +93,13 @@ def _head_widths(
     return (asked if isinstance(asked, int) else asked[which],) * len(released)
 
 
-def write_random(path: Path, config: ModelConfig, seed: int) -> None:
+def write_random(path: Path, config: ModelConfig | DetectorConfig, seed: int) -> None:
     """Write the file for `random_checkpoint`: atomically, one tensor in memory at a time."""
     if path.exists() and not _is_random(path):
         raise CheckpointError(f"{path}: exists and isn't random weights of ours; choose another path")
     with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in Model(config).state_dict().items()}
+        model = Detector(config) if isinstance(config, DetectorConfig) else Model(config)
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if t.is_floating_point()}
     metadata = {"format": "pt", RANDOM_KEY: "true", CONFIG_KEY: json.dumps(config.to_dict()), "seed": str(seed)}
     generator = torch.Generator().manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +134,16 @@ def _header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     return struct.pack("<Q", len(text)) + text
 
 
-def _random_tensor(name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator) -> Tensor:
-    if name.endswith("pos_embed"):
+def _random_tensor(
+    name: str, shape: tuple[int, ...], config: ModelConfig | DetectorConfig, generator: torch.Generator
+) -> Tensor:
+    if name.endswith("running_mean"):
+        return torch.zeros(shape)
+    if name.endswith(("running_var", "bn.weight")):
+        return torch.ones(shape)
+    if name.startswith("bbox_head.rtm_cls") and name.endswith("bias"):
+        return torch.full(shape, -2.0)  # few points look like people, as in pictures
+    if name.endswith("pos_embed") and isinstance(config, ModelConfig):
         return sincos_positions(config.grid_hw, config.embed_dim)
     if len(shape) == 1:
         scale = torch.randn(shape, generator=generator) * 0.02

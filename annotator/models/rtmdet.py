@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NORM_EPS = 1e-5  # fact sheet 5.2: the config's, not the class default of 1e-3
 STRIDES = (8, 16, 32)
+_COUNTER = "num_batches_tracked"
 
 
 class ConvModule(nn.Module):
@@ -172,7 +173,7 @@ class Head(nn.Module):
 
         self.cls_convs = nn.ModuleList(stack() for _ in STRIDES)
         self.reg_convs = nn.ModuleList(stack() for _ in STRIDES)
-        self.rtm_cls = nn.ModuleList(nn.Conv2d(width, config.num_classes, 1) for _ in STRIDES)
+        self.rtm_cls = nn.ModuleList(nn.Conv2d(width, config.channels, 1) for _ in STRIDES)
         self.rtm_reg = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in STRIDES)
 
     def forward(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -212,27 +213,48 @@ def load_detector(
 
     Tensors beside backbone, neck and head are left out. Raises CheckpointError naming file and tensor.
     """
-    tensors = read_weights(local_copy(uri, storage)).tensors
+    return build_detector(uri, read_weights(local_copy(uri, storage)).tensors, dtype=dtype, device=device)
+
+
+def is_detector(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether these are an RTMDet detector's tensors."""
+    return any(name.startswith("bbox_head.") for name in tensors)
+
+
+def read_detector_config(uri: str, tensors: Mapping[str, Tensor]) -> DetectorConfig:
+    """Return width and depth as the tensors have them; every tensor's presence and shape is checked."""
     try:
         config = _read_config(tensors)
     except KeyError as err:
         raise CheckpointError(f"{uri}: missing tensor {err.args[0]}; expected an RTMDet person detector") from None
     with torch.device("meta"):
-        detector = Detector(config)
-    expected = detector.state_dict()
+        expected = Detector(config).state_dict()
     for name, wanted in expected.items():
-        if name not in tensors and name.endswith("num_batches_tracked"):  # counts training steps; not used
-            tensors[name] = torch.zeros((), dtype=torch.int64)
-        if name not in tensors:
+        if name not in tensors and not name.endswith(_COUNTER):
             raise CheckpointError(f"{uri}: missing tensor {name}; expected all of a detector's tensors; copy it again")
-        if tensors[name].shape != wanted.shape:
+        if name in tensors and tensors[name].shape != wanted.shape:
             raise CheckpointError(
                 f"{uri}: tensor {name} has shape {tuple(tensors[name].shape)}; expected {tuple(wanted.shape)}"
             )
-    dtype = dtype or torch.float32
+    return config
+
+
+def build_detector(
+    uri: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Detector:
+    """Return the detector of these tensors, ready for inference."""
+    with torch.device("meta"):
+        detector = Detector(read_detector_config(uri, tensors))
+    counter = torch.zeros((), dtype=torch.int64)  # of training steps; not used
     state = {
-        name: tensors[name].to(device or "cpu", dtype if wanted.is_floating_point() else wanted.dtype, copy=True)
-        for name, wanted in expected.items()
+        name: tensors.get(name, counter).to(
+            device or "cpu", (dtype or torch.float32) if wanted.is_floating_point() else wanted.dtype, copy=True
+        )
+        for name, wanted in detector.state_dict().items()
     }
     detector.requires_grad_(False).load_state_dict(state, strict=True, assign=True)
     return detector.eval()
@@ -259,5 +281,5 @@ def _read_config(tensors: Mapping[str, Tensor]) -> DetectorConfig:
         neck_depth=count(r"neck\.top_down_blocks\.0\.blocks\.(\d+)\."),
         neck_channels=width("neck.out_convs.0"),
         stacked=count(r"bbox_head\.cls_convs\.0\.(\d+)\."),
-        num_classes=tensors["bbox_head.rtm_cls.0.weight"].shape[0],
+        channels=tensors["bbox_head.rtm_cls.0.weight"].shape[0],
     )

@@ -7,14 +7,15 @@ models would pay them on every start.
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from annotator.models.model import Model
 from annotator.models.vit import Attention
+
+M = TypeVar("M", bound=Module)
 
 MEAN_RGB = (123.675, 116.28, 103.53)  # fact sheet 3, the full pipeline, which the weights were trained with
 STD_RGB = (58.395, 57.12, 57.375)  # the same
@@ -27,12 +28,12 @@ def pick_device() -> torch.device:
 
 
 def prepare(
-    model: Model,
+    model: M,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     compile: Literal["auto", "off", "max"] = "auto",
-) -> Model:
+) -> M:
     """Make a model ready to run on a device, in place, and return it.
 
     dtype defaults to bfloat16 on CUDA and float32 elsewhere. On CUDA the head's weights become
@@ -50,8 +51,8 @@ def prepare(
             torch.backends.cuda.matmul.allow_tf32 = False
         else:
             pad_heads(model)
-        if model.head_name is not None:
-            for weight in model.get_submodule(model.head_name).parameters():
+        for name in ("head", "decode_head"):
+            for weight in getattr(model, name, Module()).parameters():
                 if weight.ndim == 4:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if compile == "max":
@@ -61,7 +62,7 @@ def prepare(
     return model
 
 
-def pad_heads(model: Model) -> None:
+def pad_heads(model: Module) -> None:
     """Pad the attention heads to a size that fast kernels take (60 to 64 in the 2b model); same function."""
     for module in model.modules():
         if isinstance(module, Attention):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from annotator.storage import Storage
 
 LICENCE = "CC BY-NC 4.0"  # of code and weights: facebookresearch/sapiens, LICENSE
+DETECTOR_LICENCE = "Apache-2.0"  # fact sheet 5: facebook/sapiens-pose-bbox-detector
 RANDOM_LICENCE = "none (random weights)"
 
 
@@ -103,7 +104,7 @@ def list_checkpoints(folder: str, *, storage: Storage | None = None) -> list[Lis
 
 
 def find_checkpoint(
-    root: str, *, task: str, size: str, keypoints: int | None = None, storage: Storage | None = None
+    root: str, *, task: str, size: str | None = None, keypoints: int | None = None, storage: Storage | None = None
 ) -> str:
     """Return the uri of a task's checkpoint in a folder; float32 weights come before bfloat16 exports.
 
@@ -111,7 +112,7 @@ def find_checkpoint(
     """
     listed = list_checkpoints(root, storage=storage)
     hits = [e for e in listed if e.task == task and e.size == size and keypoints in (None, e.keypoints)]
-    wanted = f"{task} {size}" + (f" with {keypoints} keypoints" if keypoints else "")
+    wanted = " ".join(filter(None, (task, size))) + (f" with {keypoints} keypoints" if keypoints else "")
     if not hits:
         there = ", ".join(sorted({_label(e) for e in listed})) or "no checkpoint at all"
         raise CheckpointError(f"{root}: no checkpoint for {wanted}; there is {there}; download it, or choose another")

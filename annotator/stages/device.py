@@ -24,8 +24,7 @@ from torch import Tensor
 
 from annotator.envelope import Status
 from annotator.errors import ImageError, WorkerStalledError
-
-Arrays = dict[str, np.ndarray]
+from annotator.tasks import Arrays
 
 LINGER_S = 0.05
 """How long a part-filled batch waits for more images: short beside a forward pass, long beside a decode."""

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PERSON = "person"
 """The task, and the need, that says where people are: {"boxes": (N, 4) float32, "scores": (N,) float32}."""
 
+BOXES_COLUMN = "boxes"
+"""The manifest column that holds people's boxes: a list of x1, y1, x2, y2 in oriented pixels."""
+
 Arrays = Mapping[str, np.ndarray]
 Needs = Mapping[str, Sequence[Arrays]]
 """Label arrays of the same image that a task needs, by task: one entry an input of that task."""
@@ -112,6 +115,12 @@ def resolve(job: Job) -> dict[str, tuple[Task, Any]]:
         if getattr(options, "require_person", False) is None:
             found[name] = (task, options.model_copy(update={"require_person": source is not None}))
     for name, (task, options) in found.items():
+        boxes = getattr(options, "boxes", None)
+        if PERSON in found and boxes in ("manifest", "labels"):
+            raise JobError(
+                f"tasks.{name}.boxes is {boxes!r} and the job also finds people itself; "
+                "set boxes: person, or leave the task person out"
+            )
         for need in task.needs(options):
             if need not in found and not (need == PERSON and source):
                 raise JobError(f"tasks.{name}: needs task {need!r} in the same job; add it under tasks")

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from annotator.dense import (
-    BackgroundOptions,
     FRAME,
     LICENCE,
+    BackgroundOptions,
     check_finite,
     draw_map,
     each,

@@ -10,9 +10,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from annotator.dense import (
-    BackgroundOptions,
     FRAME,
     LICENCE,
+    BackgroundOptions,
     check_finite,
     draw_map,
     each,

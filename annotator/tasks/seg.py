@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from annotator.dense import (
-    DenseOptions,
     FRAME,
     LICENCE,
+    DenseOptions,
     check_finite,
     draw_map,
     each,

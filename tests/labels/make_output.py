@@ -110,7 +110,7 @@ def make_records(tasks: Sequence[str], plan: Plan | None = None, **changes: Any)
             config={"task": name, "embed_dim": 32, "input_hw": (64, 48), "channels": CHANNELS[name]},
             weights={"sha256": digest, "random": plan is not None and plan.random},
             kept=(),
-            needs=records,
+            needs={need: made.fingerprint_digest for need, made in records.items()},
             **settings,
         )
     return records

@@ -114,8 +114,9 @@ def test_a_task_that_needs_another_is_bound_to_its_fingerprint(tmp_path: Path) -
     def with_seg(seg: TaskRecord) -> TaskRecord:
         weights = {"sha256": "5eed" * 16, "random": False}
         config = {"channels": 1}
+        needs = {"seg": seg.fingerprint_digest}
         return make_record(
-            task, options, config=config, weights=weights, dtype="float32", decode="exact", kept=(), needs={"seg": seg}
+            task, options, config=config, weights=weights, dtype="float32", decode="exact", kept=(), needs=needs
         )
 
     other_seg = make_records(("seg",), sha256="0bad" * 16)["seg"]

@@ -138,7 +138,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path: Path) -> None
 )
 def test_other_models_are_named_for_what_they_are(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
-        load_model(save_pth(tmp_path / "x.pth", {name: torch.zeros(1)}))
+        load_model(save_pth(tmp_path / "x.pth", {name: torch.zeros(1)}), task="seg")
 
 
 def test_models_come_in_float32_unless_told_otherwise(tmp_path: Path) -> None:

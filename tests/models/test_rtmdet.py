@@ -23,7 +23,7 @@ TINY = DetectorConfig(
     neck_depth=1,
     neck_channels=32,
     stacked=2,
-    num_classes=1,
+    channels=1,
 )
 MEDIUM = DetectorConfig(
     stem=(24, 24, 48),
@@ -32,7 +32,7 @@ MEDIUM = DetectorConfig(
     neck_depth=2,
     neck_channels=192,
     stacked=2,
-    num_classes=1,
+    channels=1,
 )
 
 

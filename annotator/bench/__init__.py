@@ -1,0 +1,1 @@
+"""What `annotator bench` measures. Nothing here is loaded by anything else."""
