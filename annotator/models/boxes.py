@@ -62,15 +62,20 @@ def find_people(
     distances: Sequence[Tensor],
     input_hw: tuple[int, int],
     scale_xy: tuple[float, float],
+    image_yx: tuple[int, int],
     *,
     score: float,
     nms_iou: float,
     max_people: int,
 ) -> dict[str, Tensor]:
     """Return one image's people, best first: boxes (N, 4) and scores (N,) of at most `max_people`, and
-    `people_found`, how many there were; arguments as `decode_boxes` and `select_people`."""
+    `people_found`, how many there were; arguments as `decode_boxes` and `select_people`.
+
+    Boxes that lie beside the image, in the canvas's padding, are nobody.
+    """
     boxes, scores = decode_boxes(logits, distances, input_hw, scale_xy)
     kept = select_people(boxes, scores, score=score, nms_iou=nms_iou, max_people=len(scores))
+    kept = kept[(boxes[kept, 0] < image_yx[1]) & (boxes[kept, 1] < image_yx[0])]
     found, kept = len(kept), kept[:max_people]
     return {"boxes": boxes[kept], "scores": scores[kept], "people_found": torch.tensor(found)}
 

@@ -40,8 +40,9 @@ class PersonOptions(TaskOptions):
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """An image fitted into the top left of a canvas: canvas size, and canvas pixels an image pixel."""
+    """An image fitted into the top left of a canvas: both sizes, and canvas pixels an image pixel."""
 
+    image_yx: tuple[int, int]
     input_hw: tuple[int, int]
     scale_xy: tuple[float, float]
 
@@ -84,7 +85,7 @@ def inputs(
     fit_hw = max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5))
     canvas_HWC = np.full((*input_hw, 3), _PAD, np.uint8)
     canvas_HWC[: fit_hw[0], : fit_hw[1]] = cv2.resize(pixels_YXC, fit_hw[::-1], interpolation=cv2.INTER_LINEAR)
-    yield Input(canvas_HWC, Letterbox(input_hw, (fit_hw[1] / width, fit_hw[0] / height)))
+    yield Input(canvas_HWC, Letterbox(image_yx, input_hw, (fit_hw[1] / width, fit_hw[0] / height)))
 
 
 def infer(model: Any, images_BHW3: Tensor, options: PersonOptions) -> Any:
@@ -105,6 +106,7 @@ def decode(output: Any, geometries: Sequence[Letterbox], options: PersonOptions)
             [level[i] for level in distances],
             geometry.input_hw,
             geometry.scale_xy,
+            geometry.image_yx,
             score=options.score,
             nms_iou=options.nms_iou,
             max_people=options.max_people,

@@ -296,9 +296,7 @@ def test_a_kept_column_named_twice_is_refused_or_kept_once(tmp_path: Path, job: 
 
 
 @pytest.mark.xfail(reason="manifest.read_pin and _footer are cached by uri for the life of the process")
-def test_a_second_output_at_the_same_place_in_one_process_has_its_own_rows(
-    tmp_path: Path, job: annotator.Job
-) -> None:
+def test_a_second_output_at_the_same_place_in_one_process_has_its_own_rows(tmp_path: Path, job: annotator.Job) -> None:
     """As in a notebook: run, throw the output away, make the manifest anew, run again."""
     import shutil
 
