@@ -27,11 +27,12 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]+@")
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
+# A password may hold a slash; "host:8080/" has a port, not a password.
+_USER_INFO = re.compile(rf"(?P<scheme>{_SCHEME})(?:[^\s/@:]+:(?!\d+(?:/|\s|$))[^\s@]*@|[^\s/@]+@)")
 # http(s): any query. s3 and others allow "?" in a key, so there only what reads as key=value pairs.
-_QUERY = re.compile(
-    r"(?P<head>https?://[^\s?#'\"]*|[A-Za-z][A-Za-z0-9+.-]*://[^\s?#'\"]*(?=\?[\w.~%-]+=))[?#][^\s'\"]*"
-)
+# A path may hold blanks and quotes: rather too much of a message is cut than too little.
+_QUERY = re.compile(rf"(?P<head>https?://[^\n?]*|{_SCHEME}[^\n?]*(?=\?[\w.~%-]+=))\?\S+")
 
 
 def redact(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +97,15 @@ def replace(source: Path | bytes, path: str, output: str) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def sweep(output: str, older_than_s: float) -> None:
+    """Remove what killed writers left in the output's `_annotator/tmp`: files that nobody wrote to for so long."""
+    oldest = time.time() - older_than_s
+    for name, is_folder, status in scan(os.path.join(output, "_annotator", "tmp")):
+        if not is_folder and status.st_mtime < oldest:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(output, "_annotator", "tmp", name))
 
 
 def _make_folder(path: str) -> str:

@@ -9,6 +9,7 @@ run that was killed anywhere goes on with the same command.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -50,21 +51,21 @@ def run(
     """
     ready = preflight(job)
     storage = Storage(options=ready.job.storage)
+    storage.sweep(ready.job.output)
     with ExitStack() as stack:
         reporter = stack.enter_context(Reporter(ready.job, storage, watcher or Silent()))
         cluster: Cluster | None = None
-        gained, last_round = True, False
+        before, last_round = sys.maxsize, False
         while True:
             left = plan_left(ready, limit)
             reporter.planned(left)
+            gained = len(left) < before
             if left.is_done or (last_round and not gained):
                 break
-            last_round = last_round or not gained
+            before, last_round = len(left), last_round or not gained
             cluster = cluster or stack.enter_context(Cluster(ready.job, address=address, local=not ray))
-            gained = False
             for summary in execute(cluster, left, reporter.report.run_id, last_round=last_round):
                 reporter.add(summary)
-                gained = gained or bool(summary.created)
                 if summary.fatal:
                     raise StorageError(f"{summary.shard}: {summary.deferred}; what is done is committed: run again")
     if not left.is_done:

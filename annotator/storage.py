@@ -41,6 +41,7 @@ MAX_PUT_BYTES = 5 * 2**30
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SLOWEST_UPLOAD = 2**20  # bytes a second below which a PUT is given up and tried again
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 8.0
+_ABANDONED_S = 86_400.0  # no upload to a local disk takes a day
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +164,11 @@ class Storage:
             self._retry(uri, lambda: local.replace(source, _path(uri), _path(output)))
         else:
             self._put(source, uri, only_if_absent=False)
+
+    def sweep(self, output: str) -> None:
+        """Remove temporary files that killed writers left in the output more than a day ago (local outputs only)."""
+        if is_local(output):
+            self._retry(output, lambda: local.sweep(_path(output), _ABANDONED_S))
 
     def arrow(self, uri: str) -> tuple[pafs.FileSystem, str]:
         """Return an Arrow filesystem and the path in it, for dataset readers. Read only."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CACHE_BYTES = 128 * 2**30  # all released v1 checkpoints in float32 are some 70 GB
 _PART_BYTES = 16 * 2**20
 _FETCHERS = 8
+_REMEMBER_BYTES = 32 * 2**20
 
 
 def local_copy(uri: str, storage: Storage | None = None) -> Path:
@@ -81,7 +82,28 @@ def _path_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    """Return the digest of a file in this very state; the other arguments tell one state from another."""
+    """Return the digest of a file in this very state; the other arguments tell one state from another.
+
+    Digests of large files are remembered on disk, so that a run with nothing to do needs no minute to say so.
+    """
+    if size < _REMEMBER_BYTES:
+        return _read_sha256(path)
+    state = hashlib.sha256(f"{path}\n{size}\n{mtime_ns}\n{inode}".encode()).hexdigest()[:32]
+    memory = _cache_folder().with_name("digests") / state
+    with contextlib.suppress(OSError):
+        known = memory.read_text(encoding="ascii")
+        if len(known) == 64:
+            return known
+    digest = _read_sha256(path)
+    with contextlib.suppress(OSError):  # a memory that can't be written costs time, nothing else
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_name(f"{state}.{os.getpid()}")
+        temporary.write_text(digest, encoding="ascii")
+        temporary.replace(memory)
+    return digest
+
+
+def _read_sha256(path: str) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(2**20))
     with open(path, "rb", buffering=0) as file:
