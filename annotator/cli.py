@@ -31,6 +31,8 @@ manifest_app = typer.Typer(no_args_is_help=True, help="Make and check manifests.
 models_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, make random ones.")
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(models_app, name="models")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure parts of the engine on this machine.")
+app.add_typer(bench_app, name="bench")
 
 PROBLEMS_EXIT = 7
 INTERRUPTED_EXIT = 130
@@ -224,6 +226,24 @@ def models_random(
         channels=channels,
     )
     show(info, json)
+
+
+@bench_app.command("decode")
+def bench_decode(
+    people: Annotated[int, typer.Option(min=1, help="heatmaps of so many people at once")] = 8,
+    keypoints: Annotated[int, typer.Option(help="17, 133 or 308")] = 308,
+    json: Json = False,
+) -> None:
+    """Time the decoding of heatmaps against the reference algorithm, person by person. Exit 7 if numbers differ."""
+    from annotator.bench.decode import bench_decode
+
+    result = bench_decode(people=people, keypoints=keypoints)
+    if json:
+        show(result, json)
+    else:
+        print(result.table())
+    if not result.same:
+        raise typer.Exit(PROBLEMS_EXIT)
 
 
 def main() -> None:

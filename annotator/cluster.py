@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,6 @@ class Cluster:
         self._stack = ExitStack()
 
     def __enter__(self) -> Cluster:
-        if not self._local:
-            self._stack.enter_context(_ray_session(self._address))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,6 +67,10 @@ class Cluster:
 
         Only the models of `tasks`, and of what they need, are loaded.
         """
+        if not self._local:
+            # A session a round: a worker that Ray restarts while a round ends stays, and holds its CPUs for ever.
+            self._stack.close()
+            self._stack.enter_context(_ray_session(self._address))
         label = _label_here if self._local else _label_on_ray
         return label(self._job, shards, tasks, last_round=last_round)
 
@@ -118,13 +120,13 @@ def _dataset(
 
     # A block is what Ray retries as a whole; in the last round a shard that kills its worker stands alone.
     block = 1 if last_round else max(1, min(64, len(shards) // (32 * high)))
-    tables = [pa.Table.from_pylist([asdict(s) for s in shards[i : i + block]]) for i in range(0, len(shards), block)]
+    rows = [asdict(shard) for shard in shards]
     fixed = low == high
     pool = {"size": low} if fixed else {"min_size": low, "max_size": high, "initial_size": low}
     with warnings.catch_warnings():
         # The only way to bound a task's retries; Ray drops it in 2.64, and pyproject.toml stays below.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        return ray.data.from_arrow(tables).map_batches(
+        return ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block)).map_batches(
             _RayWorker,
             fn_constructor_args=(job.model_dump_json(), tasks, last_round),
             batch_size=1,
@@ -216,7 +218,8 @@ def _ray_session(address: str | None) -> Iterator[None]:
                 warnings.simplefilter("ignore", FutureWarning)  # of Ray's own coming defaults
                 ray.init(**kwargs)
         _configure()
-        yield
+        with redirect_stdout(sys.stderr):  # Ray's threads print of dead workers; results are for standard output
+            yield
     finally:
         if started:
             ray.shutdown()

@@ -9,7 +9,8 @@ from annotator.envelope import label_schema
 from annotator.job import Job
 from annotator.tasks import load_task, task_names
 
-_EXAMPLE_CHANNELS = {"seg": 28, "normal": 3, "depth": 1}  # of the released heads (fact sheet 2.1)
+_EXAMPLE_CHANNELS = {"seg": 28, "normal": 3, "depth": 1, "person": 1, "pose": 308}  # as released (fact sheet 2.1)
+_EXAMPLE_OPTIONS = {"pose": {"boxes": "person"}}
 
 
 def schema(what: str = "job") -> dict[str, Any]:
@@ -37,7 +38,7 @@ def job_schema() -> dict[str, Any]:
 def label_columns(task: str) -> dict[str, Any]:
     """Return a task's label table as its Parquet files have it with the released heads and default options."""
     found = load_task(task)
-    options = found.options(checkpoint="")
+    options = found.options.model_validate({"checkpoint": "", **_EXAMPLE_OPTIONS.get(task, {})})
     channels = _EXAMPLE_CHANNELS.get(task, 1)
     arrow = label_schema(found.fields(options, channels), record={})
     columns = []

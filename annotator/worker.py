@@ -45,6 +45,10 @@ from annotator.tasks import BOXES_COLUMN, PERSON, Arrays, people_source
 STALL_S = 1800.0
 """A shard without a finished image for so long is stuck: compiling the largest model takes a third of it."""
 
+FAST_MIN_HW = (1024, 1024)
+"""What `decode: fast` never goes below: the largest released input. Not the job's own largest input, for then
+a label would depend on the tasks that ran beside it."""
+
 _ERROR_CHARS = 500
 
 
@@ -220,7 +224,7 @@ class Worker:
                 data = fetch(row, self._images, self._job.limits)
             bytes_in = len(data)
             with self._pictures:
-                image = self._decode(data, wanted, times)
+                image = self._decode(data, times)
                 outcomes = self._submit(image, wanted, known, times)
         except ImageError as err:
             rows = {name: {**base, **_error(err)} for name in lacking}
@@ -232,13 +236,11 @@ class Worker:
         rows = {name: {**base, **self._encode(name, image_yx, found, times)} for name in lacking}
         return _Labelled(rows, None, bytes_in)
 
-    def _decode(self, data: bytes, wanted: tuple[str, ...], times: StageTimes) -> Image:
+    def _decode(self, data: bytes, times: StageTimes) -> Image:
         """Return the picture, decoded once for all tasks."""
-        sizes = [self._tasks[name].input_hw for name in wanted]
-        min_hw = (max(h for h, _ in sizes), max(w for _, w in sizes))
         with times.stage("decode"):
             decoder = decode_isolated if self._last_round else decode
-            return decoder(data, self._job.limits, mode=self._job.decode, min_hw=min_hw)
+            return decoder(data, self._job.limits, mode=self._job.decode, min_hw=FAST_MIN_HW)
 
     def _submit(
         self, image: Image, wanted: tuple[str, ...], known: dict[str, Found], times: StageTimes

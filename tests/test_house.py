@@ -26,7 +26,7 @@ FLOORS = {
     4: "worker summary stages labels",
     3: "tasks dense fingerprint",
     2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where planning shards",
-    1: "job storage faults local images geometry png errors envelope",
+    1: "job storage faults local images geometry crop keypoints png errors envelope",
 }
 
 FENCES = {

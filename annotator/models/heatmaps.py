@@ -21,7 +21,7 @@ RADIUS = 5  # an 11 x 11 kernel (fact sheet 4.4, as all constants here)
 SIGMA = 2.0  # what cv2 takes for 11 when told 0: 0.3 * ((11 - 1) / 2 - 1) + 0.8
 LOW, HIGH = 1e-3, 50.0
 EPS = 1.1920928955078125e-07  # of float32
-_MAPS_AT_ONCE = {"cpu": 128, "cuda": 2048}
+_MAPS_AT_ONCE, _MAPS_AT_ONCE_CPU = 2048, 128
 """On a CPU so few that they are still in the cache when their windows are read, and that torch takes no step of
 the work on windows to be worth splitting over threads: where cores are shared, waiting for each other costs most."""
 
@@ -34,8 +34,8 @@ def locate(maps_BKhw: Tensor) -> tuple[Tensor, Tensor]:
     the map is flat, so that there is no step to make, it is the peak itself.
     """
     batch, channels, height, width = maps_BKhw.shape
-    parts = maps_BKhw.reshape(-1, height, width).split(_MAPS_AT_ONCE[maps_BKhw.device.type])
-    found = [_locate(part.float()) for part in parts]
+    at_once = _MAPS_AT_ONCE_CPU if maps_BKhw.device.type == "cpu" else _MAPS_AT_ONCE
+    found = [_locate(part.float()) for part in maps_BKhw.reshape(-1, height, width).split(at_once)]
     points_N2, scores_N = torch.cat([points for points, _ in found]), torch.cat([scores for _, scores in found])
     return points_N2.reshape(batch, channels, 2), scores_N.reshape(batch, channels)
 

@@ -143,6 +143,8 @@ def _random_tensor(
         return torch.ones(shape)
     if name.startswith("bbox_head.rtm_cls") and name.endswith("bias"):
         return torch.full(shape, -2.0)  # few points look like people, as in pictures
+    if name.startswith("bbox_head.rtm_reg") and name.endswith("bias"):
+        return torch.full(shape, 1.5)  # boxes of some size: sides are e^1.5 strides away
     if name.endswith("pos_embed") and isinstance(config, ModelConfig):
         return sincos_positions(config.grid_hw, config.embed_dim)
     if len(shape) == 1:
