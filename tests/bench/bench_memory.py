@@ -55,7 +55,13 @@ def make_corpus(folder: Path, count: int) -> None:
     build_manifest(str(folder / "images"), str(folder / "manifest"))
     for seed, task in enumerate(("seg", "depth", "normal")):
         random_checkpoint(
-            folder / f"{task}.safetensors", task=task, embed_dim=32, num_layers=1, num_heads=4, input_hw=(128, 96), seed=seed
+            folder / f"{task}.safetensors",
+            task=task,
+            embed_dim=32,
+            num_layers=1,
+            num_heads=4,
+            input_hw=(128, 96),
+            seed=seed,
         )
 
 
