@@ -2,7 +2,7 @@
 #
 # Everything runs in .venv, made on first use with the versions pinned in constraints.txt. As root or not.
 #   make PYTHON=python3.12 setup    another interpreter (3.10 to 3.13)
-#   make EXTRAS=fast-io setup       other extras than those for development
+#   make EXTRAS=query setup         other extras than those for development
 #   make PIP_ARGS="..." setup       options for pip, such as a mirror
 
 SHELL := /bin/bash

@@ -22,7 +22,6 @@ from annotator.storage import Storage, join
 from annotator.watch import counting, terminal_watcher
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Label image corpora with Sapiens models, every row accounted for exactly once.",
@@ -48,6 +47,19 @@ Images = Annotated[Optional[str], typer.Option("--images", help="a folder or lis
 Limit = Annotated[Optional[int], typer.Option(min=1, help="only the first shards that hold N images")]  # noqa: UP045
 Endpoint = Annotated[Optional[str], typer.Option("--endpoint-url", help="of an S3-compatible server")]  # noqa: UP045
 Profile = Annotated[Optional[str], typer.Option("--profile", help="AWS profile")]  # noqa: UP045
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(annotator.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -193,11 +205,11 @@ def models_inspect(
 
 
 @models_app.command("list")
-def models_list(folder: str, json: Json = False) -> None:
+def models_list(folder: str, endpoint_url: Endpoint = None, profile: Profile = None, json: Json = False) -> None:
     """List the checkpoints below a sapiens_host/ or sapiens_lite_host/ folder."""
     from annotator.models import list_checkpoints
 
-    show(list_checkpoints(folder), json)
+    show(list_checkpoints(folder, storage=_storage(endpoint_url, profile)), json)
 
 
 @models_app.command("random")
@@ -268,6 +280,8 @@ def _job(
     images: str | None = None,
 ) -> Job:
     """Build the job of a file and options; options win."""
+    if path is None and not (tasks and output and (manifest or images)):
+        raise JobError("name a job file, or --manifest (or --images), --output and at least one --task")
     overrides: dict[str, Any] = {}
     for item in sets:
         key, equals, value = item.partition("=")

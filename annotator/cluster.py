@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from annotator.errors import IncompleteRunError, InvalidInputError, WorkerStalledError
+from annotator.errors import IncompleteRunError, InvalidInputError, JobError, WorkerStalledError
 from annotator.job import Job, WorkerRange
 from annotator.shards import Shard
+from annotator.stages.encode import Spool
 from annotator.summary import Summary
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ def _label_here(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, la
                 done, flying = wait(flying, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         finally:
-            for future in flying:
-                future.cancel()
+            worker.stop()
 
 
 def _label_on_ray(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool) -> Iterator[Summary]:
@@ -143,11 +141,11 @@ def _dataset(
 def num_workers(job: Job, *, cpus: float, gpus: float, shards: int) -> tuple[int, int]:
     """Return the least and the most workers for a cluster of this size; never more than there are shards.
 
-    Raises IncompleteRunError when the job wants GPUs and the cluster has none.
+    Raises JobError when the job wants GPUs and the cluster has none.
     """
     most = max(1, shards)
     if job.gpus_per_worker and gpus < job.gpus_per_worker:
-        raise IncompleteRunError(
+        raise JobError(
             f"a worker wants {job.gpus_per_worker:g} GPU and the cluster has {gpus:g}; "
             "add GPU nodes, or set gpus_per_worker: 0 to label on CPUs"
         )
@@ -182,8 +180,6 @@ class _RayWorker:
             summary = self._worker(shard)
         except WorkerStalledError:
             os._exit(_STALLED_EXIT)  # only a new process gets a new device; Ray starts it and tries again
-        except Exception as err:  # a bug of ours must cost this shard a round, and be told, not the whole block
-            summary = Summary(shard=shard, deferred=f"{type(err).__name__}: {err}")
         return pa.table({"summary": [summary.to_json()]})
 
 
@@ -201,14 +197,14 @@ def _ray_session(address: str | None) -> Iterator[None]:
 
     for name in ("ray", "ray.data"):  # after the import, which sets levels of its own
         logging.getLogger(name).setLevel(logging.ERROR)
-    folder = tempfile.mkdtemp(prefix="ann-") if address is None else None  # short: socket paths have 107 bytes
+    folder = Spool(prefix="ann-") if address is None else None  # short: socket paths have 107 bytes
     kwargs: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if folder is not None:
         kwargs |= {
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
-            "_temp_dir": folder,
+            "_temp_dir": str(folder.path),
             "_node_ip_address": "127.0.0.1",
         }
     started = not ray.is_initialized()
@@ -224,7 +220,7 @@ def _ray_session(address: str | None) -> Iterator[None]:
         if started:
             ray.shutdown()
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.close()
 
 
 @contextmanager

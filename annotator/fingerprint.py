@@ -37,6 +37,11 @@ class TaskRecord:
     schema: pa.Schema
 
     @property
+    def is_random(self) -> bool:
+        """Whether the weights were never trained, so that the labels mean nothing."""
+        return bool(self.fingerprint["weights"]["random"])
+
+    @property
     def header(self) -> dict[str, Any]:
         """The record as every label file carries it in its metadata: JSON values, no schema."""
         return {

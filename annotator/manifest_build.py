@@ -76,7 +76,7 @@ def build_manifest(
     for info in storage.list(out):
         if not info.uri.startswith(join(out, "_annotator", "tmp") + "/"):
             raise OutputError(f"{out}: is not empty ({info.uri}); use an empty folder, or `annotator manifest append`")
-    tally = _Tally(digests_of([]))
+    tally = _Tally(normalize(source), digests_of([]))
     tables = tally.fresh(*_read_source(normalize(source), storage, extensions))
     return _write(tables, tally, out, storage, rows_per_file, progress, first_file=0)
 
@@ -98,7 +98,7 @@ def append_manifest(
     files = manifest_files(out, storage)
     existing = [digests_of(uris) for _, info in files for uris in _existing_uris(storage, info)]
     numbers = [int(match[1]) for path, _ in files if (match := _NAME.fullmatch(path))]
-    tally = _Tally(np.unique(np.concatenate([digests_of([]), *existing])))
+    tally = _Tally(normalize(source), np.unique(np.concatenate([digests_of([]), *existing])))
     tables = tally.fresh(*_read_source(normalize(source), storage, extensions))
     return _write(tables, tally, out, storage, rows_per_file, progress, first_file=max(numbers, default=-1) + 1)
 
@@ -226,7 +226,7 @@ def _write(
             number += 1
     _tidy(out)
     if not tally.images and not tally.duplicates:
-        raise ManifestError(f"{out}: nothing to write; the source holds no image (by extension) and no uri")
+        raise ManifestError(f"{tally.source}: no such folder or list, or no image (by extension) and no uri in it")
     return Built(
         manifest=out,
         images=tally.images,
@@ -239,7 +239,8 @@ def _write(
 class _Tally:
     """Counts of a build, and the digests that tell whether an image is new."""
 
-    def __init__(self, existing: npt.NDArray[np.void]) -> None:
+    def __init__(self, source: str, existing: npt.NDArray[np.void]) -> None:
+        self.source = source
         self.images = self.duplicates = self.unusable = 0
         self._existing, self._seen = existing, set[bytes]()
 

@@ -53,7 +53,8 @@ def run(
     storage = Storage(options=ready.job.storage)
     storage.sweep(ready.job.output)
     with ExitStack() as stack:
-        reporter = stack.enter_context(Reporter(ready.job, storage, watcher or Silent()))
+        random = tuple(name for name, record in ready.records.items() if record.is_random)
+        reporter = stack.enter_context(Reporter(ready.job, storage, watcher or Silent(), random=random))
         cluster: Cluster | None = None
         before, last_round = sys.maxsize, False
         while True:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,18 @@ class Plan:
     @property
     def is_done(self) -> bool:
         return len(self) == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan in numbers, as JSON values."""
+        return {
+            "manifest": self.manifest.root,
+            "tasks": list(self.tasks),
+            "tasks_left": list(self.tasks_left),
+            "shards": self.total,
+            "shards_left": len(self),
+            "rows": self.rows_total,
+            "rows_left": self.rows_left,
+        }
 
     def shards(self, seed: str, *, limit: int | None = None) -> Iterator[Shard]:
         """Yield the shards (the first `limit` of them) in an order that depends on the seed alone.

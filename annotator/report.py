@@ -36,14 +36,17 @@ def new_run_id() -> str:
 class Report:
     """What a run did. `state` is running | done | incomplete | interrupted | failed.
 
+    random      tasks whose weights are random, so that their labels mean nothing
     images      manifest rows labelled by this run (each counted once, whatever the number of tasks)
     statuses    label rows by status, by task, of the files this run created
     errors      label rows by error class
+    images_per_s  since the first shard came back
     deferred    why shards were put off, by shard key; emptied when a later round does them
     """
 
     run_id: str
     state: str = "running"
+    random: tuple[str, ...] = ()
     started: str = ""
     seconds: float = 0.0
     images: int = 0
@@ -57,15 +60,12 @@ class Report:
     bytes_out: int = 0
     stages: dict[str, tuple[float, float]] = field(default_factory=dict)
     deferred: dict[str, str] = field(default_factory=dict)
+    images_per_s: float = 0.0
 
     @property
     def bad_rows(self) -> int:
         """Label rows that are neither ok nor no_person."""
         return sum(n for by in self.statuses.values() for s, n in by.items() if s not in ("ok", "no_person"))
-
-    @property
-    def images_per_s(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
 
     def add(self, summary: Summary) -> None:
         """Take a worker's summary in."""
@@ -86,7 +86,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         names = [name for name in self.__slots__ if isinstance(name, str)]
-        return {name: getattr(self, name) for name in names} | {"images_per_s": round(self.images_per_s, 2)}
+        return {name: getattr(self, name) for name in names}
 
 
 class Watcher(Protocol):
@@ -105,12 +105,13 @@ class Watcher(Protocol):
 class Reporter:
     """Keeps the report, its record in storage and the watcher up to date. Use as a context manager."""
 
-    def __init__(self, job: Job, storage: Storage, watcher: Watcher) -> None:
-        self.report = Report(run_id=new_run_id(), started=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}")
+    def __init__(self, job: Job, storage: Storage, watcher: Watcher, *, random: tuple[str, ...] = ()) -> None:
+        started = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+        self.report = Report(run_id=new_run_id(), started=started, random=random)
         self._job, self._storage, self._watcher = job, storage, watcher
         self._start = time.monotonic()
         self._recorded: float | None = None
-        self._statuses_before: dict[str, int] = {}
+        self._first: tuple[float, int] | None = None  # seconds and images when the first shard came back
 
     def planned(self, plan: Plan) -> None:
         """A round begins with this much left."""
@@ -125,12 +126,22 @@ class Reporter:
         report = self.report
         report.add(summary)
         report.seconds = time.monotonic() - self._start
+        report.images_per_s = round(self._rate(), 2)
         if summary.done:
             report.shards_left -= 1
             report.images_left -= summary.shard.end - summary.shard.first
         self._watcher.progressed(report)
         self._record()
         self._check_budget()
+
+    def _rate(self) -> float:
+        """Return images a second, the start of Ray and the loading of models left out where that can be told."""
+        report = self.report
+        if self._first is None:
+            self._first = report.seconds, report.images
+            return report.images / report.seconds if report.seconds else 0.0
+        seconds, images = report.seconds - self._first[0], report.images - self._first[1]
+        return images / seconds if seconds > 0 else 0.0
 
     def _check_budget(self) -> None:
         rows = sum(n for by in self.report.statuses.values() for n in by.values())

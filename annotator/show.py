@@ -16,6 +16,7 @@ from rich.table import Table
 
 from annotator.labels.status import StatusReport
 from annotator.labels.verify import VerifyReport
+from annotator.manifest_check import ManifestCheck
 from annotator.models.config import CheckpointInfo
 from annotator.planning import Plan
 from annotator.report import Report
@@ -62,6 +63,8 @@ def _(report: Report) -> None:
     if report.state == "done" and not report.rounds:
         print("nothing to do: every image has its labels")
         return
+    if report.random:
+        print(f"RANDOM weights: {', '.join(report.random)}; these labels mean nothing")
     print(f"{report.state}: {report.images} images in {report.seconds:.1f} s, {report.images_per_s:.1f} images/s")
     _table(("task", "rows", "by status"), _status_rows(report.statuses))
     if report.errors:
@@ -83,7 +86,12 @@ def _(plan: Plan) -> None:
 @describe.register
 def _(report: StatusReport) -> None:
     rows = [
-        (t.task, f"{t.shards}/{t.shards_total}", f"{t.rows}/{t.rows_total or '?'}", _words(t.statuses))
+        (
+            _title(t.task, t.random),
+            f"{t.shards}/{t.shards_total}",
+            f"{t.rows}/{t.rows_total or '?'}",
+            _words(t.statuses),
+        )
         for t in report.tasks
     ]
     _table(("task", "shards", "rows", "by status"), rows)
@@ -94,7 +102,10 @@ def _(report: StatusReport) -> None:
 
 @describe.register
 def _(report: VerifyReport) -> None:
-    rows = [(t.task, f"{t.shards}/{t.shards_expected}", str(t.rows), _words(t.statuses)) for t in report.tasks]
+    rows = [
+        (_title(t.task, t.random), f"{t.shards}/{t.shards_expected}", str(t.rows), _words(t.statuses))
+        for t in report.tasks
+    ]
     _table(("task", "shards", "rows", "by status"), rows)
     for problem in report.problems[:_MAX_PROBLEMS]:
         print(f"{problem.kind}: {problem.where}: {problem.message}")
@@ -102,6 +113,14 @@ def _(report: VerifyReport) -> None:
         print("verified: every manifest row is labelled exactly once")
     else:
         print(f"NOT verified: {_words(report.counts)}")
+
+
+@describe.register
+def _(check: ManifestCheck) -> None:
+    print(f"{check.rows} rows in {check.files} files")
+    for finding in check.problems:
+        print(f"{'warning: ' if finding.warning else ''}{finding.kind}: {finding.where}: {finding.message}")
+    print("ready to be labelled" if check.ok else "NOT ready: mend what is listed")
 
 
 @describe.register
@@ -132,6 +151,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_row(*row)
     if table.row_count:
         Console(soft_wrap=False).print(table)
+
+
+def _title(task: str, random: bool) -> str:
+    return f"{task} (random weights)" if random else task
 
 
 def _status_rows(statuses: dict[str, dict[str, int]]) -> list[tuple[str, str, str]]:

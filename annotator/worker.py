@@ -83,13 +83,15 @@ class Worker:
         self._tasks = open_tasks(job, self._storage, self._names)
         device = choose_device(job)
         batch_size = choose_batch_size(job, device)
-        self._device = Device(partial(build_networks, job, self._tasks, device), device=device, batch_size=batch_size)
+        build = partial(build_networks, job, self._tasks, device, batch_size)
+        self._device = Device(build, device=device, batch_size=batch_size)
         self._window = min(64, max(8, 4 * batch_size))
         self._pool = ThreadPoolExecutor(2 * self._window, thread_name_prefix="image")
         # bounds full-size pictures in memory; enough that a detector's batches can fill
         self._pictures = threading.BoundedSemaphore(max(os.cpu_count() or 1, 2 * batch_size))
         self._spool = Spool(job.spool_dir)
         self._busy_s = 0.0
+        self._stopping = False
 
     def close(self) -> None:
         """End the threads and remove the spool."""
@@ -106,17 +108,23 @@ class Worker:
     def __call__(self, shard: Shard) -> Summary:
         """Label a shard and commit what it lacks; say how it went.
 
-        Passing faults and faults of storage are told in the summary (`deferred`), never raised.
+        Whatever keeps a shard from being committed is told in the summary (`deferred`), never raised.
         Raises WorkerStalledError when this process must be replaced.
         """
         try:
             return self._label(shard)
-        except _Deferred as err:
-            return Summary(shard=shard, deferred=str(err))
-        except TransientStorageError as err:
+        except WorkerStalledError:
+            raise
+        except (_Deferred, TransientStorageError) as err:
             return Summary(shard=shard, deferred=_one_line(err))
         except (StorageError, InvalidInputError) as err:
             return Summary(shard=shard, deferred=_one_line(err), fatal=True)
+        except Exception as err:  # a bug of ours must cost this shard a round, and be told, not the whole run
+            return Summary(shard=shard, deferred=_one_line(f"{type(err).__name__}: {err}"))
+
+    def stop(self) -> None:
+        """Give up the shards in flight once the images in flight are done; nothing of them is committed."""
+        self._stopping = True
 
     def _label(self, shard: Shard) -> Summary:
         output, times = self._job.output, StageTimes()
@@ -126,7 +134,7 @@ class Worker:
         if not lacking:
             return Summary(shard=shard, existed=existed)
         statuses: dict[str, Counter[str]] = {name: Counter() for name in lacking}
-        errors: Counter[str] = Counter()
+        errors: dict[str, Counter[str]] = {name: Counter() for name in lacking}
         bytes_in = 0
         created: list[str] = []
         with self._spool.folder() as folder:
@@ -141,7 +149,7 @@ class Worker:
                         row = labelled.rows[name]
                         writers[name].append(row)
                         statuses[name][row["status"]] += 1
-                        errors.update([row["error_class"]] if row["error_class"] else [])
+                        errors[name].update([row["error_class"]] if row["error_class"] else [])
             rows = {name: writer.rows for name, writer in writers.items()}
             bytes_out = sum(writer.path.stat().st_size for writer in writers.values())
             with times.stage("commit"):
@@ -154,7 +162,7 @@ class Worker:
             existed=tuple(name for name in uris if name not in created),
             rows=max(rows.values()),
             statuses={name: dict(statuses[name]) for name in created},
-            errors=dict(errors),
+            errors=dict(sum((errors[name] for name in created), Counter())),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
             stages={**times.seconds(), "device": (self._take_busy_s(), 0.0)},
@@ -168,6 +176,8 @@ class Worker:
         faults = num_rows = 0
         try:
             for row, known in rows:
+                if self._stopping:
+                    raise _Deferred("the run was stopped")
                 num_rows += 1
                 window.append(self._pool.submit(self._label_image, shard, row, known, lacking, times))
                 if len(window) < self._window:
@@ -234,7 +244,8 @@ class Worker:
         del image  # the pixels are not needed while the device works
         found = {name: self._collect(outcome, times) for name, outcome in outcomes.items()}
         rows = {name: {**base, **self._encode(name, image_yx, found, times)} for name in lacking}
-        return _Labelled(rows, None, bytes_in)
+        passing = (err for err in found.values() if isinstance(err, ImageError) and err.transient)
+        return _Labelled(rows, next(passing, None), bytes_in)
 
     def _decode(self, data: bytes, times: StageTimes) -> Image:
         """Return the picture, decoded once for all tasks."""
@@ -322,5 +333,5 @@ def _error(err: ImageError) -> dict[str, Any]:
     return {"status": err.status, "error_class": err.error_class, "error": _one_line(err)}
 
 
-def _one_line(err: BaseException) -> str:
+def _one_line(err: BaseException | str) -> str:
     return redact(" ".join(str(err).split()))[:_ERROR_CHARS]

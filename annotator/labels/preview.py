@@ -43,7 +43,7 @@ class _Column:
 
     @property
     def title(self) -> str:
-        return f"{self.task.name} (random weights)" if self.record.fingerprint["weights"]["random"] else self.task.name
+        return f"{self.task.name} (random weights)" if self.record.is_random else self.task.name
 
 
 def contact_sheet(
@@ -54,7 +54,7 @@ def contact_sheet(
     where: str | pc.Expression | None = None,
     storage: Storage | None = None,
 ) -> Path:
-    """Draw the first `limit` labelled images that match `where`, and return the path of the PNG.
+    """Draw the first `limit` labelled images that match `where`, and return the path: a PNG, or a JPEG if so named.
 
     One row an image: the original, then each task's map (class colours laid half over the image). `where`
     is a filter on the columns of one task, as in `open_labels`; tasks are tried in the order of their names.
@@ -79,10 +79,11 @@ def contact_sheet(
         rows = {c.task.name: _read_row(storage, label_uri(output, c.task.name, shard), row) for c in columns}
         strips.append(_strip(_read_original(storage, manifest, shard, rows, row), rows, columns, width))
     target = Path(path)
-    done, png = cv2.imencode(".png", cv2.cvtColor(np.vstack(strips), cv2.COLOR_RGB2BGR))
-    assert done, "cv2 could not encode a PNG"
+    kind = ".jpg" if target.suffix.lower() in (".jpg", ".jpeg") else ".png"
+    done, encoded = cv2.imencode(kind, cv2.cvtColor(np.vstack(strips), cv2.COLOR_RGB2BGR))
+    assert done, f"cv2 could not encode a {kind}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(png.tobytes())
+    target.write_bytes(encoded.tobytes())
     return target
 
 

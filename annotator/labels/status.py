@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from annotator.envelope import Status
 from annotator.errors import NotFoundError
-from annotator.fingerprint import read_task_records
+from annotator.fingerprint import TaskRecord, read_task_records
 from annotator.labels.scan import is_cut, map_bounded
 from annotator.manifest import Manifest, read_pins
 from annotator.shards import labels_folder, parse_label_uri
@@ -28,7 +28,8 @@ class TaskStatus:
     """How far one task has got.
 
     `rows_total` counts manifest rows; with `where` it is None, as only reading the manifest would tell.
-    `unreadable` counts label files that could not be read; `annotator verify` says why.
+    `unreadable` counts label files that could not be read; `annotator verify` says why. `random`: the weights
+    were never trained, so the labels mean nothing.
     """
 
     task: str
@@ -38,6 +39,7 @@ class TaskStatus:
     rows_total: int | None
     statuses: dict[str, int]
     unreadable: int
+    random: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +75,13 @@ def status(output: str, storage: Storage | None = None) -> StatusReport:
     storage = storage or Storage()
     output = normalize(output)
     manifest = read_pins(output, storage)
-    tasks = tuple(_task_status(storage, output, task, manifest) for task in read_task_records(storage, output))
+    records = read_task_records(storage, output).values()
+    tasks = tuple(_task_status(storage, output, record, manifest) for record in records)
     return StatusReport(output=output, tasks=tasks, runs=_runs(storage, output))
 
 
-def _task_status(storage: Storage, output: str, task: str, manifest: Manifest) -> TaskStatus:
+def _task_status(storage: Storage, output: str, record: TaskRecord, manifest: Manifest) -> TaskStatus:
+    task = record.task
     files = {file.key: file for file in manifest.files}
     infos = ((info, parse_label_uri(output, task, info.uri)) for info in storage.list(labels_folder(output, task)))
     ours = (info for info, shard in infos if shard is not None and is_cut(manifest, files.get(shard.file_key), shard))
@@ -95,6 +99,7 @@ def _task_status(storage: Storage, output: str, task: str, manifest: Manifest) -
         rows_total=sum(file.rows for file in manifest.files) if manifest.where is None else None,
         statuses=dict(sorted(statuses.items())),
         unreadable=unreadable,
+        random=record.is_random,
     )
 
 

@@ -66,6 +66,7 @@ class TaskCount:
     shards_expected: int
     rows: int
     statuses: dict[str, int]
+    random: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +136,7 @@ class _Ledger:
         sizes = {file.key: -(-file.rows // manifest.shard_rows) for file in manifest.files}
         self._seen = {task: {key: np.zeros(size, dtype=bool) for key, size in sizes.items()} for task in records}
         self._results = {task: _Result() for task in records}
+        self._random = {task: record.is_random for task, record in records.items()}
         self._counts: Counter[str] = Counter()
         self._listed: Counter[tuple[str, str]] = Counter()
         self._problems: list[Problem] = []
@@ -177,6 +179,7 @@ class _Ledger:
                 shards_expected=self.shards_expected,
                 rows=result.rows,
                 statuses=dict(sorted(result.statuses.items())),
+                random=self._random[task],
             )
             for task, result in self._results.items()
         )

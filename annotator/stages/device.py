@@ -209,9 +209,7 @@ class Device:
             torch.cuda.empty_cache()
             self.batch_size = max(1, min(self.batch_size, len(requests)) // 2)
         if len(requests) == 1:
-            message = f"{network}: the model failed on this image alone: {type(err).__name__}: {err}"
-            own = err if isinstance(err, ImageError) else ImageError(Status.FAILED.value, "model_failed", message)
-            requests[0].result.set_exception(own)
+            requests[0].result.set_exception(_alone(network, err))
             return
         middle = len(requests) // 2
         for half in (requests[:middle], requests[middle:]):
@@ -238,3 +236,14 @@ class Device:
         for request in left:
             if not request.result.done():
                 request.result.set_exception(WorkerStalledError(f"the device stopped working: {err}"))
+
+
+def _alone(network: str, err: Exception) -> ImageError:
+    """Return the error of an image that failed in a batch of its own."""
+    if isinstance(err, ImageError):
+        return err
+    if isinstance(err, torch.OutOfMemoryError):  # what fits now and then is not the image's fault
+        message = f"{network}: out of device memory with a batch of one; use a smaller max_label_pixels or more memory"
+        return ImageError(Status.FAILED.value, "out_of_memory", message, transient=True)
+    message = f"{network}: the model failed on this image alone: {type(err).__name__}: {err}"
+    return ImageError(Status.FAILED.value, "model_failed", message)

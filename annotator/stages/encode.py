@@ -26,8 +26,6 @@ from annotator.errors import StorageError
 MIN_FREE_BYTES = 64 * 2**20
 """Free space under which a spool file is not started: one large label file may be as big."""
 
-_PREFIX = "annotator-spool-"
-
 
 class LabelWriter:
     """Writes one task's label file of one shard into the spool; use as a context manager.
@@ -84,18 +82,18 @@ class LabelWriter:
 
 
 class Spool:
-    """A folder of this process's own for label files until they are committed.
+    """A folder of this process's own for files that nobody needs after it, label files until they are committed.
 
     Folders that a killed process left behind are removed when the next one opens: a living owner holds
     a lock on its folder, a dead one can't.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, *, prefix: str = "annotator-spool-") -> None:
         root = Path(folder or tempfile.gettempdir())
         with _spooling(root):
             root.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(root)
-            self.path, self._lock = _claim_folder(root)
+            _remove_abandoned(root, prefix)
+            self.path, self._lock = _claim_folder(root, prefix)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -119,10 +117,10 @@ class Spool:
         self.close()
 
 
-def _claim_folder(root: Path) -> tuple[Path, TextIO]:
+def _claim_folder(root: Path, prefix: str) -> tuple[Path, TextIO]:
     """Return a new folder and its open, locked lock file."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         lock = (path / "lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (path / "lock").exists():  # else another process took it for abandoned before it was locked
@@ -130,8 +128,8 @@ def _claim_folder(root: Path) -> tuple[Path, TextIO]:
         lock.close()
 
 
-def _remove_abandoned(root: Path) -> None:
-    for path in root.glob(f"{_PREFIX}*"):
+def _remove_abandoned(root: Path, prefix: str) -> None:
+    for path in root.glob(f"{prefix}*"):
         try:
             with (path / "lock").open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -17,7 +18,7 @@ from annotator.models import file_digest, load_model
 from annotator.models.runtime import pick_device, prepare
 from annotator.stages.device import Network
 from annotator.storage import Storage
-from annotator.tasks import Task, resolve
+from annotator.tasks import PERSON, Task, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,9 @@ def choose_batch_size(job: Job, device: torch.device) -> int:
     return 8 if device.type == "cuda" else 2  # reference/roofline.md: 4 to 16 is enough for every model
 
 
-def build_networks(job: Job, tasks: Mapping[str, OpenTask], device: torch.device) -> dict[str, Network]:
+def build_networks(
+    job: Job, tasks: Mapping[str, OpenTask], device: torch.device, batch_size: int
+) -> dict[str, Network]:
     """Load the models, in the device thread; refuse weights that are not those of the record."""
     if job.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -104,7 +107,32 @@ def build_networks(job: Job, tasks: Mapping[str, OpenTask], device: torch.device
         networks[name] = Network(
             forward=partial(_forward, opened.task, model, options), decode=partial(_decode_batch, opened.task, options)
         )
+        _try_out(name, opened, networks[name], device, batch_size)
     return networks
+
+
+def _try_out(name: str, opened: OpenTask, network: Network, device: torch.device, batch_size: int) -> None:
+    """Run one blank batch, so that a network or task that always fails ends the run and marks no image.
+
+    On a GPU this is also where the one static shape is compiled.
+    """
+    whole = {"boxes": np.array([[0, 0, 32, 32]], np.float32), "scores": np.ones(1, np.float32)}
+    blank_YXC = np.zeros((32, 32, 3), np.uint8)
+    needs = {PERSON: [whole]}
+    seen = next(iter(opened.task.inputs(blank_YXC, (32, 32), opened.input_hw, opened.options, needs)))
+    images_BHW3 = torch.from_numpy(seen.pixels_HWC).to(device)[None]
+    if device.type == "cuda":
+        images_BHW3 = images_BHW3.repeat(batch_size, 1, 1, 1)
+    try:
+        with torch.inference_mode():
+            network.decode(network.forward(images_BHW3), [seen.geometry])
+    except torch.OutOfMemoryError:
+        return  # the device thread halves its batch when it meets this
+    except Exception as err:  # whatever a network raises
+        raise CheckpointError(
+            f"tasks.{name}: its network fails on a blank image, so on all: {type(err).__name__}: {err}; "
+            "try the checkpoint with `annotator models inspect`"
+        ) from err
 
 
 def _forward(task: Task, model: Any, options: Any, batch_BHWC: torch.Tensor) -> Any:

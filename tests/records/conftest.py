@@ -1,4 +1,4 @@
-"""Places to store things in: a local folder and a bucket, as one."""
+"""Places to store things in: a local folder and buckets of two servers, as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from annotator.job import StorageOptions
 from annotator.storage import Storage, join
-from tests.conftest import S3_ENVIRONMENT
+from tests.conftest import S3_ENVIRONMENT, make_bucket
 from tests.records.faulty import FaultyServer
 
 
@@ -36,14 +36,17 @@ class Place:
         return [info.uri.removeprefix(self.root + "/") for info in self.storage.list(self.uri(*parts))]
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+SERVERS = [pytest.param(name, marks=pytest.mark.s3) for name in ("moto", "rgw")]
+
+
+@pytest.fixture(params=["local", *SERVERS])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "local":
         return Place(Storage(), str(tmp_path / "out"))
-    options = request.getfixturevalue("moto_s3")
+    options = request.getfixturevalue(f"{request.param}_s3")
     for name, value in S3_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    return Place(Storage(options), request.getfixturevalue("s3_bucket"))
+    return Place(Storage(options), make_bucket(options))
 
 
 @pytest.fixture
@@ -51,10 +54,12 @@ def local(tmp_path: Path) -> Place:
     return Place(Storage(), str(tmp_path / "out"))
 
 
-@pytest.fixture
-def faulty(moto_s3: StorageOptions, s3_bucket: str) -> Iterator[tuple[FaultyServer, Place]]:
+@pytest.fixture(params=SERVERS)
+def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, Place]]:
     """A bucket behind a server that fails when told to."""
-    assert moto_s3.endpoint_url is not None
-    with FaultyServer(moto_s3.endpoint_url).running() as server:
+    behind = request.getfixturevalue(f"{request.param}_s3")
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with FaultyServer(behind.endpoint_url).running() as server:
         options = StorageOptions(endpoint_url=server.url, region="us-east-1")
-        yield server, Place(Storage(options, attempts=3, timeout_s=2), s3_bucket)
+        yield server, Place(Storage(options, attempts=3, timeout_s=2), make_bucket(behind))

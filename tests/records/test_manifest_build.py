@@ -102,7 +102,7 @@ def test_a_table_gives_uris_and_ids(place: Place, name: str, delimiter: str) -> 
         ("l.csv", "", "not readable as CSV"),
         ("l.csv", "uri,x\na,1\n,2\n", "row 2: empty uri"),
         ("l.txt", "a.jpg\ngs://b/x.jpg\n", "row 2: gs://b/x.jpg: unknown scheme"),
-        ("l.txt", "\n\n", "holds no image"),
+        ("l.txt", "\n\n", "no image"),
         ("l.json", "[]", "expected a folder, a list"),
     ],
 )
