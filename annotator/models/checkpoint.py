@@ -22,7 +22,7 @@ from annotator.models.cache import file_digest, local_copy
 from annotator.models.config import CheckpointInfo, DetectorConfig, ModelConfig
 from annotator.models.formats import Weights, read_weights
 from annotator.models.model import Model, head_names
-from annotator.models.rtmdet import Detector, build_detector, is_detector, read_detector_config
+from annotator.models.rtmdet import Detector, is_detector, load_detector, read_detector_config
 from annotator.models.vit import resize_positions
 from annotator.models.zoo import DETECTOR_LICENCE, LICENCE, RANDOM_LICENCE, SIZES, TASK_FACTS, find_checkpoint
 
@@ -56,7 +56,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     storage: Storage | None = None,
-) -> Model | Detector:
+) -> Model:
     """Load a checkpoint into a model that is ready for inference; float32 on the CPU unless told otherwise.
 
     uri         a .pth, .safetensors, TorchScript or torch.export file, local or s3://; or, with `task`, `size`
@@ -70,7 +70,7 @@ def load_model(
     uri = _resolve(uri, task, size, keypoints, storage)
     weights = read_weights(local_copy(uri, storage))
     if _is_for_people(uri, weights, task):
-        return build_detector(uri, weights.tensors, dtype=dtype, device=device)
+        raise CheckpointError(f"{uri}: a person detector; expected a Sapiens model; load it with load_detector")
     given = Given(task=task, num_heads=num_heads, patch_padding=patch_padding, input_size=input_size)
     tensors, config = understand(uri, weights, given)
     with torch.device("meta"):
@@ -81,6 +81,13 @@ def load_model(
     }
     model.requires_grad_(False).load_state_dict(state, strict=True, assign=True)
     return model.eval()
+
+
+def load_network(uri: str, *, task: str, storage: Storage | None = None, **given: Any) -> Model | Detector:
+    """Load the network of a task, ready for inference: load_detector for person, else load_model."""
+    if task == "person":
+        return load_detector(uri, storage=storage)
+    return load_model(uri, task=task, storage=storage, **given)
 
 
 def inspect_checkpoint(

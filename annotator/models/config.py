@@ -132,6 +132,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig | DetectorConfig:
 class CheckpointInfo:
     """What a checkpoint file holds, read without building the model.
 
+    config   ModelConfig, or DetectorConfig for a person detector
     format   pth, safetensors, torchscript or torch-export
     bytes    size of the file
     sha256   hex digest of the file's bytes
@@ -144,7 +145,7 @@ class CheckpointInfo:
     format: str
     bytes: int
     sha256: str
-    config: ModelConfig | DetectorConfig
+    config: Any
     dtype: str
     random: bool
     licence: str

@@ -213,7 +213,20 @@ def load_detector(
 
     Tensors beside backbone, neck and head are left out. Raises CheckpointError naming file and tensor.
     """
-    return build_detector(uri, read_weights(local_copy(uri, storage)).tensors, dtype=dtype, device=device)
+    tensors = read_weights(local_copy(uri, storage)).tensors
+    if not is_detector(tensors):
+        raise CheckpointError(f"{uri}: not a person detector; expected an RTMDet checkpoint; use it for another task")
+    with torch.device("meta"):
+        detector = Detector(read_detector_config(uri, tensors))
+    counter = torch.zeros((), dtype=torch.int64)  # of training steps; not used
+    state = {
+        name: tensors.get(name, counter).to(
+            device or "cpu", (dtype or torch.float32) if wanted.is_floating_point() else wanted.dtype, copy=True
+        )
+        for name, wanted in detector.state_dict().items()
+    }
+    detector.requires_grad_(False).load_state_dict(state, strict=True, assign=True)
+    return detector.eval()
 
 
 def is_detector(tensors: Mapping[str, Tensor]) -> bool:
@@ -237,27 +250,6 @@ def read_detector_config(uri: str, tensors: Mapping[str, Tensor]) -> DetectorCon
                 f"{uri}: tensor {name} has shape {tuple(tensors[name].shape)}; expected {tuple(wanted.shape)}"
             )
     return config
-
-
-def build_detector(
-    uri: str,
-    tensors: Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> Detector:
-    """Return the detector of these tensors, ready for inference."""
-    with torch.device("meta"):
-        detector = Detector(read_detector_config(uri, tensors))
-    counter = torch.zeros((), dtype=torch.int64)  # of training steps; not used
-    state = {
-        name: tensors.get(name, counter).to(
-            device or "cpu", (dtype or torch.float32) if wanted.is_floating_point() else wanted.dtype, copy=True
-        )
-        for name, wanted in detector.state_dict().items()
-    }
-    detector.requires_grad_(False).load_state_dict(state, strict=True, assign=True)
-    return detector.eval()
 
 
 def _read_config(tensors: Mapping[str, Tensor]) -> DetectorConfig:

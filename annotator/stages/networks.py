@@ -14,7 +14,7 @@ import torch
 from annotator.errors import CheckpointError
 from annotator.fingerprint import TaskRecord, read_task_records
 from annotator.job import Job
-from annotator.models import file_digest, load_model
+from annotator.models import file_digest, load_network
 from annotator.models.runtime import pick_device, prepare
 from annotator.stages.device import Network
 from annotator.storage import Storage
@@ -95,7 +95,7 @@ def build_networks(
                 f"{options.checkpoint}: sha256 {found[:12]}..., but the run began with {expected[:12]}...; "
                 "the file changed or differs between nodes"
             )
-        model = load_model(
+        model = load_network(
             options.checkpoint,
             task=name,
             num_heads=options.num_heads,

@@ -32,7 +32,8 @@ def label_of(
     with torch.inference_mode():
         output_CHW = Oracle(task_name, INPUT_HW)(normalise(batch, torch.float32))[0]
         arrays = {k: v.numpy() for k, v in task.decode(output_CHW[None], [geometry], checked)[0].items()}
-    return task.load(task.encode([arrays], (0, 0), checked, {}))
+    loaded: np.ndarray = task.load(task.encode([arrays], (0, 0), checked, {}))
+    return loaded
 
 
 @pytest.mark.parametrize("task", ["seg", "depth", "normal"])

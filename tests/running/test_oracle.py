@@ -48,7 +48,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(uri: str, *, task: Literal["seg", "depth", "normal"], **_: Any) -> Oracle:
         return Oracle(task, INPUT_HW)
 
-    monkeypatch.setattr(networks, "load_model", load)
+    monkeypatch.setattr(networks, "load_network", load)
 
 
 def errors_px(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import annotator
 from annotator.errors import FingerprintMismatchError, JobError, ManifestError
 from annotator.images import apply_orientation
-from annotator.models import random_checkpoint
+from annotator.models import load_network, random_checkpoint
 from annotator.models.boxes import MEAN_BGR, STD_BGR
 from annotator.models.config import DetectorConfig
 from annotator.models.runtime import run as run_model
@@ -66,12 +66,12 @@ class DetectorOracle(nn.Module):
 def oracles(monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
     """Put hand-made networks in the place of the person and pose models."""
     made: dict[str, nn.Module] = {"person": DetectorOracle(), "pose": PoseOracle(INPUT_HW)}
-    real = networks.load_model
+    real = load_network
 
     def load(uri: str, *, task: str, **kwargs: Any) -> Any:
         return made[task] if task in made else real(uri, task=task, **kwargs)
 
-    monkeypatch.setattr(networks, "load_model", load)
+    monkeypatch.setattr(networks, "load_network", load)
     return made
 
 
@@ -162,8 +162,9 @@ def test_keypoints_are_those_of_the_fact_sheet_within_a_twentieth_of_a_pixel(
     source: str, tmp_path: Path, checkpoints: dict[str, str], oracles: dict[str, Any]
 ) -> None:
     """On odd sizes, turned pictures, and boxes that stick out of the frame."""
-    boxes = [[[30, 10, 140, 170], [-25.5, -30, 150, 230.25]]] * 4 + [[]]
-    columns = {"boxes": boxes} if source == "manifest" else {}
+    given: list[list[float]] = [[30, 10, 140, 170], [-25.5, -30, 150, 230.25]]
+    boxes: list[list[list[float]]] = [given, given, given, given, []]
+    columns: dict[str, Any] = {"boxes": boxes} if source == "manifest" else {}
     job = make_job(tmp_path, checkpoints, {"pose": {"boxes": source}}, **columns)
     annotator.run(job, ray=False)
     checked = 0
@@ -173,14 +174,14 @@ def test_keypoints_are_those_of_the_fact_sheet_within_a_twentieth_of_a_pixel(
             continue
         height, width = pictures[name].shape[:2]
         assert (row["width"], row["height"]) == (width, height)
-        given = boxes[0] if source == "manifest" else [[0, 0, width, height]]
-        for person, box in zip(row["people"], given, strict=True):
+        expected_boxes = given if source == "manifest" else [[0, 0, width, height]]
+        for person, box in zip(row["people"], expected_boxes, strict=True):
             assert person["whole_frame"] is (source == "whole_frame")
             expected = expected_points(pictures[name], np.array(box, np.float64))
             np.testing.assert_allclose(np.array(person["keypoints"]), expected, atol=0.05)
             assert person["bbox_xyxy"] == [max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])]
             checked += 1
-    assert checked == 4 * len(boxes[0] if source == "manifest" else [1])
+    assert checked == 4 * len(given if source == "manifest" else [1])
 
 
 def test_a_degenerate_box_is_its_persons_error_only(

@@ -141,7 +141,7 @@ class Reader:
             lambda: self._keys(
                 ds.dataset(self._folder, format="parquet").to_table(columns=["shard", "row"]).to_pylist()
             ),
-            lambda: duckdb.sql(f"select shard::varchar, row from read_parquet('{glob}')").fetchall(),
+            lambda: duckdb.execute(f"select shard::varchar, row from read_parquet('{glob}')").fetchall(),
             lambda: polars.read_parquet(glob, columns=["shard", "row"]).cast({"shard": polars.String}).rows(),
         ]
         while not self._stop.is_set():

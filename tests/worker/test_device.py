@@ -17,8 +17,8 @@ from torch import Tensor
 
 from annotator.errors import CheckpointError, ImageError, WorkerStalledError
 from annotator.geometry import Geometry
-from annotator.stages import device as device_module
 from annotator.stages.device import Device, Network
+from annotator.tasks import Arrays
 
 POISON = 255
 GEOMETRY = Geometry((4, 4), (4, 4))
@@ -57,7 +57,7 @@ def running(*, batch_size: int = 4, **networks: Callable[[Tensor], Tensor]) -> I
         device.close()
 
 
-def outcome(future: Future[dict[str, np.ndarray]]) -> float | str:
+def outcome(future: Future[Arrays]) -> float | str:
     try:
         return float(future.result(timeout=10)["mean"])
     except ImageError as err:
@@ -145,7 +145,7 @@ def test_a_device_that_stops_computing_fails_every_waiting_call(monkeypatch: pyt
         raise RuntimeError("illegal memory access")
 
     with running(batch_size=2, net=Recorder()) as device:
-        monkeypatch.setattr(device_module.torch, "ones", gone)
+        monkeypatch.setattr(torch, "ones", gone)
         futures = [device.submit("net", image(v), GEOMETRY) for v in (POISON, 1)]
         for future in futures:
             with pytest.raises(WorkerStalledError):
