@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from annotator.manifest_check import check_manifest
     from annotator.manifest_sample import sample
     from annotator.pipeline import plan, run
+    from annotator.preflight import check
     from annotator.schemas import schema
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOME = {
     "Job": "annotator.job",
     "append_manifest": "annotator.manifest_build",
     "build_manifest": "annotator.manifest_build",
+    "check": "annotator.preflight",
     "check_manifest": "annotator.manifest_check",
     "contact_sheet": "annotator.labels.preview",
     "load_job": "annotator.job",
@@ -49,6 +51,7 @@ __all__ = [
     "Job",
     "append_manifest",
     "build_manifest",
+    "check",
     "check_manifest",
     "contact_sheet",
     "load_job",

@@ -16,7 +16,7 @@ import yaml
 
 import annotator
 from annotator.errors import AnnotatorError, JobError
-from annotator.job import Job, StorageOptions, load_job
+from annotator.job import Job, StorageOptions, load_job, read_job_file
 from annotator.show import show
 from annotator.storage import Storage, join
 from annotator.watch import counting, terminal_watcher
@@ -287,16 +287,24 @@ def _job(
         key, equals, value = item.partition("=")
         if not equals:
             raise JobError(f"--set {item}: expected KEY=VALUE, such as limits.attempts=2")
-        overrides[key] = yaml.safe_load(value)
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as err:
+            raise JobError(f"--set {item}: not readable as YAML: {' '.join(str(err).split())}") from None
     for item in tasks:
         name, equals, checkpoint = item.partition("=")
         if not equals:
             raise JobError(f"--task {item}: expected NAME=CHECKPOINT, such as seg=/weights/seg.pth")
         overrides[f"tasks.{name}.checkpoint"] = checkpoint
-    if images is not None and manifest is None and output is not None:
-        manifest = join(output, "manifest")
     overrides |= {key: value for key, value in (("manifest", manifest), ("output", output)) if value is not None}
-    return load_job(path, overrides)
+    if images is None:
+        return load_job(path, overrides)
+    if manifest is not None or (path is not None and "manifest" in read_job_file(path)):
+        raise JobError("--images makes a manifest of its own, in the output; leave manifest out, or --images")
+    output = output or (read_job_file(path).get("output") if path is not None else None)
+    wanted = load_job(path, overrides | {"manifest": join(str(output), "manifest")})
+    annotator.check(wanted)
+    return wanted
 
 
 def _storage(endpoint_url: str | None, profile: str | None) -> Storage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from annotator.errors import IncompleteRunError, InvalidInputError, JobError, WorkerStalledError
+from annotator.errors import AnnotatorError, IncompleteRunError, JobError, WorkerStalledError
 from annotator.job import Job, WorkerRange
 from annotator.shards import Shard
 from annotator.stages.encode import Spool
@@ -27,7 +28,6 @@ from annotator.summary import Summary
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-    from annotator.worker import Worker
 
 CALLS_PER_WORKER = 2
 """Shards in flight in one worker, so that batches fill across the edge of a shard."""
@@ -42,6 +42,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 """Enough for descriptors and summaries; Ray's floor is 75 MB."""
 
 _STALLED_EXIT = 75
+_CONNECT_S = 10.0
 
 
 class Cluster:
@@ -102,9 +103,6 @@ def _label_on_ray(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, 
         for row in _dataset(job, shards, tasks, low, high, last_round=last_round).iter_rows():
             yield Summary.from_json(row["summary"])
     except RayError as err:
-        cause = _our_error(err)
-        if cause is not None:
-            raise cause from None
         text = " ".join(str(err).split())[:400]
         raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
 
@@ -172,10 +170,16 @@ class _RayWorker:
     def __init__(self, job: str, tasks: tuple[str, ...], last_round: bool) -> None:
         from annotator.worker import Worker
 
-        self._worker: Worker = Worker(Job.model_validate_json(job), tasks=tasks, last_round=last_round)
+        self._broken: str | None = None
+        try:
+            self._worker = Worker(Job.model_validate_json(job), tasks=tasks, last_round=last_round)
+        except AnnotatorError as err:  # told with the first shard: Ray would only say that an actor died, and retry
+            self._broken = str(err)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = Shard(**batch.to_pylist()[0])
+        if self._broken is not None:
+            return pa.table({"summary": [Summary(shard=shard, deferred=self._broken, fatal=True).to_json()]})
         try:
             summary = self._worker(shard)
         except WorkerStalledError:
@@ -192,6 +196,8 @@ def _ray_session(address: str | None) -> Iterator[None]:
     if address is None:
         # Ray 2.60 turns token auth on by itself and then disagrees with itself (reference/ray.md section 0)
         os.environ["RAY_AUTH_MODE"] = "disabled"
+    else:
+        _check_reach(address)
     import ray
     import ray.data
 
@@ -212,7 +218,11 @@ def _ray_session(address: str | None) -> Iterator[None]:
         if started:
             with warnings.catch_warnings(), _hushed():
                 warnings.simplefilter("ignore", FutureWarning)  # of Ray's own coming defaults
-                ray.init(**kwargs)
+                try:
+                    ray.init(**kwargs)
+                except (ConnectionError, RuntimeError) as err:
+                    text = " ".join(str(err).split())[:300]
+                    raise JobError(f"Ray at {address or 'this machine'}: {text}") from err
         _configure()
         with redirect_stdout(sys.stderr):  # Ray's threads print of dead workers; results are for standard output
             yield
@@ -221,6 +231,19 @@ def _ray_session(address: str | None) -> Iterator[None]:
             ray.shutdown()
         if folder is not None:
             folder.close()
+
+
+def _check_reach(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or a name that Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as err:
+        raise JobError(
+            f"--address {address}: no Ray cluster answers ({err}); start one, or leave --address out"
+        ) from None
 
 
 @contextmanager
@@ -247,15 +270,3 @@ def _configure() -> None:
     context.execution_no_progress_timeout_s = -1  # a shard may take long; the worker watches itself
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-def _our_error(err: BaseException) -> InvalidInputError | None:
-    """Return the error of ours that a worker raised while it was built, or None."""
-    seen: BaseException | None = err
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        for candidate in (seen, cause):
-            if isinstance(candidate, InvalidInputError):
-                return candidate
-        seen = seen.__cause__ if seen.__cause__ is not seen else None
-    return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -18,13 +18,23 @@ import numpy as np
 from annotator.errors import ImageError
 
 _MAX_PARTS = 65536
-"""Segments or chunks looked at in one file; hostile files hold millions of empty ones."""
+"""Segments or blocks looked at in one file; hostile files hold millions of empty ones."""
+
+_MAX_CHUNKS = 2**18
+"""Chunks of a PNG, all of which are looked at: two gigabytes of the 8 KB that encoders write."""
 
 _FILL = re.compile(rb"\xff+")
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the next marker that is no part of a scan's data
 _ORIENTATION = 0x0112  # EXIF 2.32 table 4, TIFF 6.0 page 36
 _EXTRA_SAMPLES = 0x0152  # TIFF 6.0 page 31
-_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF field types BYTE, SHORT, LONG, LONG8
-_JPEG_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # baseline, extended, progressive; Huffman or arithmetic
+_ROWS_PER_STRIP = 0x0116  # TIFF 6.0 page 39
+_COMPRESSION = 0x0103  # TIFF 6.0 page 30; 1 is none
+_TILE_WIDTH, _TILE_LENGTH = 0x0142, 0x0143  # TIFF 6.0 page 67
+# TIFF field types BYTE, SHORT, LONG, LONG8 and their signed twins: libtiff takes a size from any of them.
+_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q", 6: "b", 8: "h", 9: "i", 17: "q"}
+JPEG_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # baseline, extended, progressive; Huffman or arithmetic
+JPEG_PROGRESSIVE = (0xC2, 0xCA)
+_JPEG_ARITHMETIC = (0xC9, 0xCA)
 _JPEG_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)  # lossless and hierarchical: T.81 table B.1
 
 
@@ -37,6 +47,8 @@ class Header:
     channels     that decoding without conversion gives, alpha and black included
     orientation  EXIF value, 1 to 8; 1 where none or a senseless one is given
     animated     more than one frame or page
+    unchecked    a coding whose decoder takes missing or damaged data for zeros and says nothing; else null
+    tile_pixels  of one tile of a TIFF: decoded whole, even where the image is smaller
     """
 
     kind: str
@@ -46,6 +58,8 @@ class Header:
     channels: int
     orientation: int = 1
     animated: bool = False
+    unchecked: str | None = None
+    tile_pixels: int = 0
 
     @property
     def oriented_yx(self) -> tuple[int, int]:
@@ -95,47 +109,81 @@ def apply_orientation(image_YXC: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(_TURNS[orientation](image_YXC))
 
 
-def plain_tiff(data: bytes) -> bytes:
-    """Return the TIFF with tags changed so that OpenCV gives its pixels as they are stored.
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, first byte and end of each segment's content, those that stand alone left out.
 
-    It applies the orientation even when told not to, and multiplies colours by alpha unless that is said to
-    have been done.
+    Raises: IndexError or struct.error where the file ends early, ImageError for what is no JPEG or endless.
     """
-    order = _order(data)
-    tags, _ = _directory(data)
-    patched = bytearray(data)
-    for kind, at in (tags[tag] for tag in (_ORIENTATION, _EXTRA_SAMPLES) if tag in tags):
-        struct.pack_into(order + kind, patched, at, 1)  # 1: upright; 1: associated alpha
-    return bytes(patched)
-
-
-def _jpeg(data: bytes) -> Header:
-    at, frame, orientation = 2, None, None
+    at = 2
     for _ in range(_MAX_PARTS):
         fill = _FILL.match(data, at)
         if fill is None:
             raise IndexError if at >= len(data) else corrupt("jpeg", f"no marker at byte {at}")
         marker, at = data[fill.end()], fill.end() + 1
-        if marker in (0xDA, 0xD9):  # start of scan, end of image
-            break
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these stand alone
+        if marker == 0xD9:  # end of image
+            return
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
             continue
         (length,) = struct.unpack_from(">H", data, at)
         if length < 2:
             raise corrupt("jpeg", f"a segment of length {length} at byte {at}")
+        yield marker, at + 2, at + length
+        at += length
+        if marker == 0xDA:  # start of scan: its data follows
+            found = _AFTER_SCAN.search(data, at)
+            at = found.start() if found else len(data)
+    raise corrupt("jpeg", f"more than {_MAX_PARTS} segments")
+
+
+def plain_tiff(data: bytes, header: Header) -> bytes:
+    """Return the TIFF with tags changed so that OpenCV gives its pixels as they are stored.
+
+    It applies the orientation even when told not to, and multiplies colours by alpha unless that is said to
+    have been done. It allocates as many rows as a strip claims, though the image has fewer.
+    """
+    order = _order(data)
+    tags, _ = _directory(data)
+    wanted = {_ORIENTATION: 1, _EXTRA_SAMPLES: 1, _ROWS_PER_STRIP: header.height}  # 1: upright; 1: associated alpha
+    patched = bytearray(data)
+    for tag, value in wanted.items():
+        if tag not in tags:
+            continue
+        kind, at = tags[tag]
+        try:
+            if tag != _ROWS_PER_STRIP or struct.unpack_from(order + kind, data, at)[0] > value:
+                struct.pack_into(order + kind, patched, at, value)
+        except (struct.error, IndexError, OverflowError):
+            raise corrupt("tiff", f"a tag's value at byte {at}, in a file of {len(data)} bytes") from None
+    return bytes(patched)
+
+
+def _jpeg(data: bytes) -> Header:
+    frame, orientation, coding = None, None, 0
+    for marker, at, end in jpeg_segments(data):
+        if marker == 0xDA:
+            break
         if marker in _JPEG_OTHER_FRAMES:
             raise ImageError("unreadable", "unsupported_format", "lossless or hierarchical JPEG; expected lossy")
-        if marker in _JPEG_FRAMES and frame is None:
-            frame = struct.unpack_from(">BHHB", data, at + 2)
-        elif marker == 0xE1 and orientation is None and data[at + 2 : at + 8] == b"Exif\0\0":
-            orientation = _exif_orientation(data[at + 8 : at + length])
-        at += length
+        if marker in JPEG_FRAMES and frame is None:
+            frame, coding = struct.unpack_from(">BHHB", data, at), marker
+        elif marker == 0xE1 and orientation is None and data[at : at + 6] == b"Exif\0\0":
+            orientation = _exif_orientation(data[at + 6 : end])
     if frame is None:
         raise corrupt("jpeg", "no frame header before the first scan")
     bits, height, width, channels = frame
     if bits != 8:
         raise ImageError("unreadable", "unsupported_format", f"JPEG of {bits} bits a sample; expected 8")
-    return Header(kind="jpeg", width=width, height=height, bits=bits, channels=channels, orientation=orientation or 1)
+    if channels not in (1, 3, 4):
+        raise ImageError("unreadable", "unsupported_format", f"JPEG of {channels} channels; expected 1, 3 or 4")
+    return Header(
+        kind="jpeg",
+        width=width,
+        height=height,
+        bits=bits,
+        channels=channels,
+        orientation=orientation or 1,
+        unchecked="arithmetic coding" if coding in _JPEG_ARITHMETIC else None,
+    )
 
 
 def _png(data: bytes) -> Header:
@@ -143,14 +191,15 @@ def _png(data: bytes) -> Header:
     channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour)
     if name != b"IHDR" or length != 13 or channels is None:
         raise corrupt("png", f"first chunk {name!r} of {length} bytes, colour type {colour}")
-    orientation, animated, at = 1, False, 8
-    for _ in range(_MAX_PARTS):
-        if at + 8 > len(data) or name == b"IEND":
-            break  # a file cut short still has a header; the decoder will tell
+    orientation, animated, at, num_chunks = 1, False, 8, 0
+    while at + 8 <= len(data) and name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
+        num_chunks += 1
+        if at + 8 + length > len(data) or num_chunks > _MAX_CHUNKS:  # OpenCV allocates what a chunk claims
+            raise corrupt("png", f"chunk {num_chunks} of {length} bytes, in a file of {len(data)} bytes")
         if name == b"eXIf":
             orientation = _exif_orientation(data[at + 8 : at + 8 + length])
-        elif name == b"acTL" and length >= 4 and at + 12 <= len(data):
+        elif name == b"acTL" and length >= 4:
             animated = bool(struct.unpack_from(">I", data, at + 8)[0] > 1)
         at += 12 + length
     return Header(
@@ -264,6 +313,8 @@ def _tiff(data: bytes) -> Header:
         channels=value(277, 1),
         orientation=_sane(value(_ORIENTATION, 1)),
         animated=more,
+        unchecked="compressed TIFF" if value(_COMPRESSION, 1) != 1 else None,
+        tile_pixels=value(_TILE_WIDTH, 0) * value(_TILE_LENGTH, 0),
     )
 
 

@@ -31,6 +31,7 @@ class Limits(Options):
 
     max_bytes: ByteSize = Field(default=ByteSize(64 * 2**20), gt=0, description="size of an encoded image")
     max_pixels: int = Field(default=100_000_000, gt=0, description="width times height, read from the header")
+    max_side: int = Field(default=65_500, gt=0, description="longest side in pixels, read from the header")
     fetch_timeout_s: float = Field(default=30.0, gt=0, description="for one attempt to fetch an image")
     attempts: int = Field(default=4, ge=1, le=20, description="attempts at a passing fault before it counts")
 
@@ -155,13 +156,14 @@ def load_job(path: str | Path | None = None, overrides: Mapping[str, Any] | None
 
     Raises JobError for a missing file, bad YAML, an unknown key or a bad value.
     """
-    data = _read_yaml(Path(path)) if path is not None else {}
+    data = read_job_file(Path(path)) if path is not None else {}
     for dotted, value in (overrides or {}).items():
         set_key(data, dotted, value)
     return parse(Job, data, str(path) if path is not None else "job")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_job_file(path: Path) -> dict[str, Any]:
+    """Return the keys of a job file, unchecked. Raises JobError if it is missing or no mapping in YAML."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -34,7 +34,7 @@ from annotator.errors import (
 )
 from annotator.footer import Footer, check_columns, find_source, read_footer
 from annotator.job import Job
-from annotator.manifest_rows import light_rows, pictures, where_rows
+from annotator.manifest_rows import forget_rows, light_rows, pictures, where_rows
 from annotator.shards import make_file_key
 from annotator.storage import ObjectInfo, Storage, join, normalize
 from annotator.where import Where, parse_where
@@ -137,6 +137,13 @@ def read_pin(storage: Storage, output: str, file_key: str) -> tuple[Manifest, Pi
         raise OutputError(f"{output}: holds no _annotator/job.json; start with `annotator run`")
     file = _read_file(storage, _pin_uri(output, file_key))
     return Manifest(**terms, files=(file,)), file
+
+
+def forget() -> None:
+    """Drop what this process remembers of pins and manifest files: an output may be thrown away and begun anew."""
+    read_pin.cache_clear()
+    _footer.cache_clear()
+    forget_rows()
 
 
 def kept_fields(storage: Storage, manifest: Manifest, keep_columns: Sequence[str]) -> tuple[pa.Field, ...]:
@@ -348,6 +355,7 @@ def _footer(storage: Storage, file: PinnedFile) -> Footer:
 __all__ = [
     "Manifest",
     "PinnedFile",
+    "forget",
     "kept_fields",
     "manifest_files",
     "pin_manifest",

@@ -51,8 +51,18 @@ class _TableCache:
             while self._bytes > self._max_bytes:
                 self._bytes -= self._tables.popitem(last=False)[1].nbytes
 
+    def clear(self) -> None:
+        with self._lock:
+            self._tables.clear()
+            self._bytes = 0
+
 
 _CACHE = _TableCache(_CACHE_BYTES)
+
+
+def forget_rows() -> None:
+    """Drop the tables that this process remembers."""
+    _CACHE.clear()
 
 
 def light_rows(

@@ -30,10 +30,12 @@ def sample(job: Job, num_images: int) -> Job:
     output = f"{normalize(job.output)}-sample-{num_images}"
     folder = join(output, "manifest")
     sampled = job.model_copy(update={"manifest": folder, "output": output, "where": None})
-    if next(iter(storage.list(folder)), None) is None:
+    done = join(folder, "_done")  # manifests leave out names that begin so
+    if not storage.exists(done):
         manifest = pin_manifest(job, storage, write=False)
         for file, rows in _choose(storage, manifest, num_images):
             _write(storage, file, rows, folder, output)
+        storage.create(b"", done, output=output)
     return sampled
 
 
@@ -78,9 +80,20 @@ def _write(storage: Storage, file: PinnedFile, rows: npt.NDArray[np.int64], fold
 
 
 def _absolute(table: pa.Table, column: str | None, base: str) -> pa.Table:
-    """Return the table with relative uris resolved: the sample lies elsewhere."""
-    if column is None or "." in column:
+    """Return the table with relative uris resolved: the sample lies elsewhere. `column` may be in a struct."""
+    if column is None:
         return table
-    uris = [uri if uri is None or "://" in uri else normalize(uri, base) for uri in table[column].to_pylist()]
-    index = table.schema.get_field_index(column)
-    return table.set_column(index, table.schema.field(index), pa.array(uris, table.schema.field(index).type))
+    name, _, inner = column.partition(".")
+    index = table.schema.get_field_index(name)
+    values = table[name].combine_chunks()
+    if inner:
+        parts = {f.name: values.field(f.name) for f in values.type}
+        parts[inner] = _resolved(parts[inner], base)
+        found = pa.StructArray.from_arrays(list(parts.values()), fields=list(values.type), mask=values.is_null())
+    else:
+        found = _resolved(values, base)
+    return table.set_column(index, table.schema.field(index), found)
+
+
+def _resolved(uris: pa.Array, base: str) -> pa.Array:
+    return pa.array([u if u is None or "://" in u else normalize(u, base) for u in uris.to_pylist()], uris.type)

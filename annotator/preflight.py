@@ -7,7 +7,7 @@ leaves no trace in the output.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 from annotator.errors import CheckpointError, JobError, ManifestError, OutputError
 from annotator.fingerprint import TaskRecord, compare_record, make_record, pin_record, read_task_records
 from annotator.job import Job, Released, TaskOptions
-from annotator.manifest import Manifest, kept_fields, pin_manifest
+from annotator.manifest import Manifest, forget, kept_fields, pin_manifest
 from annotator.models.cache import file_digest
 from annotator.models.config import read_config
 from annotator.models.zoo import find_checkpoint
@@ -40,6 +40,7 @@ def preflight(job: Job, *, write: bool = True) -> Ready:
     Raises JobError, ManifestError, CheckpointError, OutputError for what is wrong, each in one line, and
     FingerprintMismatchError when the output belongs to another job.
     """
+    forget()
     storage = Storage(options=job.storage)
     job = job.model_copy(update={"manifest": normalize(job.manifest), "output": normalize(job.output)})
     _check_output(storage, job.output)
@@ -53,6 +54,7 @@ def preflight(job: Job, *, write: bool = True) -> Ready:
     kept = kept_fields(storage, manifest, job.keep_columns)
     for name, (task, options) in tasks.items():
         config, weights = _model(storage, task, options, pinned.get(name))
+        _check_columns(name, task.fields(options, int(config["channels"])), kept)
         records[name] = make_record(
             task,
             options,
@@ -69,6 +71,14 @@ def preflight(job: Job, *, write: bool = True) -> Ready:
         manifest = pin_manifest(job, storage)
         records = {name: pin_record(storage, job.output, record) for name, record in records.items()}
     return Ready(job=job, manifest=manifest, records=records)
+
+
+def check(job: Job) -> None:
+    """Raise what is wrong with a job's tasks and checkpoints, the manifest aside: before a manifest is made for it."""
+    storage = Storage(options=job.storage)
+    for name, (task, options) in resolve(job).items():
+        uri = _find_checkpoint(name, options.checkpoint, job)
+        _model(storage, task, options.model_copy(update={"checkpoint": uri}), None)
 
 
 def has_gpu() -> bool:
@@ -144,6 +154,18 @@ def _check_needs(tasks: Mapping[str, tuple[Task, Any]]) -> None:
                         f"tasks.{name}.{key} is {getattr(options, key, None)!r} and tasks.{need}.{key} is "
                         f"{getattr(theirs, key, None)!r}; {name} uses the {need} map, so they must be equal"
                     )
+
+
+def _check_columns(task: str, fields: Sequence[pa.Field], kept: Sequence[pa.Field]) -> None:
+    """Refuse kept columns that the task's table would have twice."""
+    own = {field.name for field in fields}
+    names = [field.name for field in kept]
+    twice = sorted({name for name in names if name in own or names.count(name) > 1})
+    if twice:
+        raise JobError(
+            f"keep_columns: {', '.join(twice)}: named twice, or a column that {task} labels have of their own; "
+            "leave it out, or rename it in the manifest"
+        )
 
 
 def _check_output(storage: Storage, output: str) -> None:

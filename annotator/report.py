@@ -11,11 +11,12 @@ import secrets
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
-from annotator.errors import BudgetExceededError, redact
+from annotator.errors import BudgetExceededError, StorageError, redact
 from annotator.job import Job
 from annotator.planning import Plan
 from annotator.storage import Storage, join
@@ -163,9 +164,11 @@ class Reporter:
             report.state = "done" if not report.shards_left else "incomplete"
         else:
             report.state = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-        if self._recorded is not None:  # a run that found nothing to do leaves nothing behind
-            self._record(force=True)
-        self._watcher.ended(report)
+        try:
+            if self._recorded is not None:  # a run that found nothing to do leaves nothing behind
+                self._record(force=True)
+        finally:
+            self._watcher.ended(report)
 
     def _record(self, *, force: bool = False) -> None:
         now = time.monotonic()
@@ -178,7 +181,8 @@ class Reporter:
             "updated": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
         }
         uri = join(self._job.output, "_annotator", "runs", f"{self.report.run_id}.json")
-        self._storage.replace((json.dumps(record, indent=1) + "\n").encode(), uri, output=self._job.output)
+        with suppress(StorageError):  # it only informs: labels matter more, and the next one comes in 30 s
+            self._storage.replace((json.dumps(record, indent=1) + "\n").encode(), uri, output=self._job.output)
 
 
 def _lower_bound(bad: int, rows: int) -> float:

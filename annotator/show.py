@@ -61,7 +61,7 @@ def describe(result: Any) -> None:
 @describe.register
 def _(report: Report) -> None:
     if report.state == "done" and not report.rounds:
-        print("nothing to do: every image has its labels")
+        print("nothing to do: every image asked for has its labels")
         return
     if report.random:
         print(f"RANDOM weights: {', '.join(report.random)}; these labels mean nothing")
@@ -77,7 +77,7 @@ def _(report: Report) -> None:
 @describe.register
 def _(plan: Plan) -> None:
     if plan.is_done:
-        print("nothing to do: every image has its labels")
+        print("nothing to do: every image asked for has its labels")
         return
     print(f"{plan.rows_left} images in {len(plan)} shards left, of {plan.rows_total} in {plan.total}")
     print(f"tasks: {', '.join(plan.tasks)}")
@@ -150,7 +150,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     if table.row_count:
-        Console(soft_wrap=False).print(table)
+        Console(markup=False, highlight=False).print(table)
 
 
 def _title(task: str, random: bool) -> str:

@@ -81,6 +81,7 @@ class Worker:
         self._images = Storage(options=job.storage, attempts=job.limits.attempts, timeout_s=job.limits.fetch_timeout_s)
         self._names = tasks or tuple(job.tasks)
         self._tasks = open_tasks(job, self._storage, self._names)
+        self._spool = Spool(job.spool_dir)  # before the models: where it can't be, nothing need be loaded
         device = choose_device(job)
         batch_size = choose_batch_size(job, device)
         build = partial(build_networks, job, self._tasks, device, batch_size)
@@ -89,7 +90,6 @@ class Worker:
         self._pool = ThreadPoolExecutor(2 * self._window, thread_name_prefix="image")
         # bounds full-size pictures in memory; enough that a detector's batches can fill
         self._pictures = threading.BoundedSemaphore(max(os.cpu_count() or 1, 2 * batch_size))
-        self._spool = Spool(job.spool_dir)
         self._busy_s = 0.0
         self._stopping = False
 

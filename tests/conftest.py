@@ -64,7 +64,8 @@ def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     for name in list(os.environ):
         if name.startswith(("AWS_", "ANNOTATOR_")):
             monkeypatch.delenv(name)
-    wanted = {**NO_AWS_ACCOUNT, **(S3_ENVIRONMENT if "moto_s3" in request.fixturenames else {})}
+    has_server = {"moto_s3", "rgw_s3"} & set(request.fixturenames)
+    wanted = {**NO_AWS_ACCOUNT, **(S3_ENVIRONMENT if has_server else {})}
     for name, value in wanted.items():
         monkeypatch.setenv(name, value)
 
@@ -106,13 +107,39 @@ def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes], timeout_s:
             time.sleep(0.1)
 
 
+@pytest.fixture(scope="session")
+def rgw_s3() -> Iterator[StorageOptions]:
+    """Start a second S3 server, one that people run for real: Ceph's RADOS gateway (tests/servers/rgw.py).
+
+    Its packages are installed if need be and if we may; where we may not, its tests are skipped and say why.
+    The credentials are those of `moto_s3`. Keep what is written below 2 GB in all.
+    """
+    from annotator.job import StorageOptions
+    from tests.servers import rgw
+
+    try:
+        rgw.install()
+    except rgw.NotInstallableError as err:
+        pytest.skip(f"no RADOS gateway: {err}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**NO_AWS_ACCOUNT, **S3_ENVIRONMENT}.items():
+            patch.setenv(name, value)
+        with rgw.running() as gateway:
+            yield StorageOptions(endpoint_url=gateway.url, region="us-east-1")
+
+
 @pytest.fixture
 def s3_bucket(moto_s3: StorageOptions) -> str:
     """Make a fresh bucket on the test server; returns "s3://name"."""
+    return make_bucket(moto_s3)
+
+
+def make_bucket(options: StorageOptions) -> str:
+    """Make a bucket of a new name and return its uri."""
     import boto3
 
     name = f"test-{uuid.uuid4().hex[:12]}"
-    client = boto3.client("s3", endpoint_url=moto_s3.endpoint_url, region_name=moto_s3.region)
+    client = boto3.client("s3", endpoint_url=options.endpoint_url, region_name=options.region)
     client.create_bucket(Bucket=name)
     client.close()
     return f"s3://{name}"

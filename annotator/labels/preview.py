@@ -82,8 +82,11 @@ def contact_sheet(
     kind = ".jpg" if target.suffix.lower() in (".jpg", ".jpeg") else ".png"
     done, encoded = cv2.imencode(kind, cv2.cvtColor(np.vstack(strips), cv2.COLOR_RGB2BGR))
     assert done, f"cv2 could not encode a {kind}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(encoded.tobytes())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(encoded.tobytes())
+    except OSError as err:
+        raise OutputError(f"{target}: can't be written ({err.strerror}); name another file") from None
     return target
 
 

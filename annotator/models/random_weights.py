@@ -10,6 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -102,16 +103,19 @@ def write_random(path: Path, config: ModelConfig | DetectorConfig, seed: int) ->
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if t.is_floating_point()}
     metadata = {"format": "pt", RANDOM_KEY: "true", CONFIG_KEY: json.dumps(config.to_dict()), "seed": str(seed)}
     generator = torch.Generator().manual_seed(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(_header(shapes, metadata))
             for name, shape in shapes.items():
                 _random_tensor(name, shape, config, generator).contiguous().numpy().tofile(file)
         os.replace(temporary, path)
+    except OSError as err:
+        raise CheckpointError(f"{path}: can't be written ({err.strerror}); choose another path") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _is_random(path: Path) -> bool:

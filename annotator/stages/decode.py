@@ -5,7 +5,8 @@ else through OpenCV, which refuses files that are cut short. Both give the same 
 Run as a module it decodes one image from stdin, so that a decoder that crashes takes only itself down.
 
 Policy on damage (2026-11): a JPEG that lacks nothing but its end marker is complete, so it is decoded and
-noted; any other damage makes the image unreadable, since nobody can tell how far it reaches.
+noted; any other damage makes the image unreadable, since nobody can tell how far it reaches. What becomes of
+each kind of odd file is in docs/reference/input.md, and tested against it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +27,16 @@ import numpy as np
 import simplejpeg
 
 from annotator.errors import ImageError
-from annotator.images import Header, apply_orientation, corrupt, plain_tiff, probe
+from annotator.images import (
+    JPEG_FRAMES,
+    JPEG_PROGRESSIVE,
+    Header,
+    apply_orientation,
+    corrupt,
+    jpeg_segments,
+    plain_tiff,
+    probe,
+)
 from annotator.job import Limits
 
 Mode = Literal["exact", "fast"]
@@ -64,30 +75,47 @@ def decode(data: bytes, limits: Limits, *, mode: Mode, min_hw: tuple[int, int]) 
     `fast` decodes JPEGs at the smallest scale (1/8 to 1/2) that is no smaller than `min_hw` in either
     direction; a plain stretch maps it to the image. `exact` ignores `min_hw`.
 
-    Raises: ImageError: `rejected` with too_many_pixels or too_many_scans; `unreadable` with
+    Raises: ImageError: `rejected` with too_many_pixels, too_long_side or too_many_scans; `unreadable` with
     empty, unsupported_format, corrupt or out_of_memory (that one transient).
     """
     header = probe(data)
-    pixels = header.width * header.height
-    if pixels > limits.max_pixels:
-        found = f"{header.width} x {header.height} = {pixels} pixels"
-        raise ImageError("rejected", "too_many_pixels", f"{found}; limits.max_pixels = {limits.max_pixels}")
+    _check_limits(header, limits)
+    note: str | None = None
     try:
         if header.kind == "jpeg":
             stored_YXC, note = _decode_jpeg(data, header, min_hw if mode == "fast" else None)
         else:
-            stored_YXC, note = _decode_other(data, header), None
-        upright_YXC = apply_orientation(stored_YXC, header.orientation)
+            stored_YXC = _decode_other(data, header)
+        upright_YXC = np.ascontiguousarray(apply_orientation(stored_YXC, header.orientation))
     except MemoryError:
-        raise ImageError("unreadable", "out_of_memory", f"no memory for {pixels} pixels", transient=True) from None
+        raise _no_memory(header) from None
+    except cv2.error as err:  # turning or converting what was decoded
+        raise _explain(err, header) from None
     height, width = header.oriented_yx
-    if header.animated:
-        note = "animated or of several pages; the first frame was used"
-    return Image(pixels_YXC=np.ascontiguousarray(upright_YXC), width=width, height=height, note=note)
+    notes = (
+        "animated or of several pages; the first frame was used" if header.animated else None,
+        f"{header.unchecked}; decoded without a check for damage" if header.unchecked else None,
+        note,
+    )
+    return Image(pixels_YXC=upright_YXC, width=width, height=height, note="; ".join(filter(None, notes)) or None)
+
+
+def _check_limits(header: Header, limits: Limits) -> None:
+    """Raise ImageError for an image that claims more than the job allows; nothing is allocated yet."""
+    size = f"{header.width} x {header.height}"
+    pixels = header.width * header.height
+    if pixels > limits.max_pixels:
+        found = f"{size} = {pixels} pixels"
+        raise ImageError("rejected", "too_many_pixels", f"{found}; limits.max_pixels = {limits.max_pixels}")
+    if header.tile_pixels > limits.max_pixels:
+        found = f"tiles of {header.tile_pixels} pixels in an image of {size}"
+        raise ImageError("rejected", "too_many_pixels", f"{found}; limits.max_pixels = {limits.max_pixels}")
+    if max(header.width, header.height) > limits.max_side:
+        raise ImageError("rejected", "too_long_side", f"{size} pixels; limits.max_side = {limits.max_side}")
 
 
 def _decode_jpeg(data: bytes, header: Header, min_hw: tuple[int, int] | None) -> tuple[np.ndarray, str | None]:
-    if data.count(b"\xff\xda") > _MAX_SCANS:
+    if _num_scans(data) > _MAX_SCANS:
         raise ImageError("rejected", "too_many_scans", f"more than {_MAX_SCANS} scans in one JPEG")
     scale: dict[str, Any] = {}
     if min_hw is not None:
@@ -95,7 +123,7 @@ def _decode_jpeg(data: bytes, header: Header, min_hw: tuple[int, int] | None) ->
         # scales between 1/2 and 1 take longer than full size (reference/io.md, part 3)
         scale = {"min_height": height, "min_width": width, "min_factor": 2}
     try:
-        pixels_YXC, note = _strict(data, scale)
+        pixels_YXC, note = _strict(data, header, scale)
         expected = simplejpeg.decode_jpeg_header(data, **scale)[:2] if scale else (header.height, header.width)
     except ValueError as err:
         if "subsampling" not in str(err):
@@ -123,19 +151,62 @@ def _undo_rounding(reduced_YXC: np.ndarray, header: Header) -> np.ndarray:
     return grown_YXC[: reduced[0], : reduced[1]]
 
 
-def _strict(data: bytes, scale: dict[str, Any]) -> tuple[np.ndarray, str | None]:
+def _strict(data: bytes, header: Header, scale: dict[str, Any]) -> tuple[np.ndarray, str | None]:
     """Decode, or decode with the end marker that the file lacks; ValueError for any other damage."""
     try:
         return simplejpeg.decode_jpeg(data, "RGB", strict=True, **scale), None
     except ValueError as err:
-        if "Premature end of JPEG file" not in str(err):
+        # with the marker added a decoder would not miss scans that are not there, nor arithmetic data
+        if "Premature end of JPEG file" not in str(err) or header.unchecked or not _has_all_scans(data):
             raise
     return simplejpeg.decode_jpeg(data + _END_MARKER, "RGB", strict=True, **scale), "the end marker was missing"
 
 
+def _num_scans(data: bytes) -> int:
+    """Return how many scans a JPEG has; no less where its markers make no sense."""
+    upper = data.count(b"\xff\xda")
+    if upper <= _MAX_SCANS:  # else films that telephones append have such bytes as well
+        return upper
+    num = 0
+    try:
+        for marker, _, _ in jpeg_segments(data):
+            num += marker == 0xDA
+    except (IndexError, struct.error):  # the file ends early: all were seen
+        return num
+    except ImageError:
+        return upper
+    return num
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether the scans of a JPEG send every coefficient of every component, to its last bit.
+
+    A decoder is content with fewer, so a file that was cut between two scans looks sound to it: blurred, or
+    without colour. Within a scan it notices missing data. Source: T.81, B.2.3 and G.1.1.
+    """
+    missing: dict[int, list[int]] = {}  # component -> bits still to come, by coefficient
+    progressive = False
+    try:
+        for marker, at, end in jpeg_segments(data):
+            if marker in JPEG_FRAMES:
+                progressive = marker in JPEG_PROGRESSIVE
+                missing = {data[at + 6 + 3 * i]: [99] * 64 for i in range(data[at + 5])}
+            elif marker == 0xDA:
+                first, last, bits = (data[end - 3], data[end - 2], data[end - 1] & 15) if progressive else (0, 63, 0)
+                for component in data[at + 1 : end - 3 : 2]:
+                    missing[component][first : last + 1] = [bits] * (last + 1 - first)
+    except IndexError:  # the end marker, too, is missing
+        pass
+    except (ImageError, struct.error, KeyError):
+        return False
+    return bool(missing) and not any(any(bits) for bits in missing.values())
+
+
 def _decode_other(data: bytes, header: Header) -> np.ndarray:
     if header.kind == "tiff":
-        data = plain_tiff(data)
+        data = plain_tiff(data, header)
+    elif header.kind == "png" and b"acTL" in data:
+        data = _still_png(data)
     try:
         bgr_YXC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as err:
@@ -147,6 +218,24 @@ def _decode_other(data: bytes, header: Header) -> np.ndarray:
     return rgb_YXC
 
 
+def _still_png(data: bytes) -> bytes:
+    """Return the PNG without the chunks that animate it.
+
+    OpenCV takes another way for animations, on which it passes over damage and hands out memory that nothing was
+    written to.
+    """
+    parts, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        name = data[at + 4 : at + 8]
+        if name not in (b"acTL", b"fcTL", b"fdAT"):
+            parts.append(data[at:end])
+        if name == b"IEND":
+            break
+        at = end
+    return b"".join(parts)
+
+
 def _check_size(header: Header, expected: tuple[int, int], pixels_YXC: np.ndarray) -> None:
     if pixels_YXC.shape[:2] != tuple(expected):
         height, width = pixels_YXC.shape[:2]
@@ -156,11 +245,16 @@ def _check_size(header: Header, expected: tuple[int, int], pixels_YXC: np.ndarra
 
 def _explain(err: cv2.error, header: Header) -> ImageError:
     if err.code == cv2.Error.StsNoMem:
-        return ImageError("unreadable", "out_of_memory", f"OpenCV: {err.err}", transient=True)
+        return _no_memory(header)
     if "CV_IO_MAX_IMAGE" in str(err):
         hint = "OPENCV_IO_MAX_IMAGE_PIXELS, _WIDTH and _HEIGHT in the environment raise OpenCV's own limits"
         return ImageError("rejected", "too_many_pixels", f"{header.width} x {header.height} pixels; {hint}")
     return corrupt(header.kind, " ".join(str(err.err).split()))
+
+
+def _no_memory(header: Header) -> ImageError:
+    found = f"no memory for {header.width} x {header.height} pixels"
+    return ImageError("unreadable", "out_of_memory", found, transient=True)
 
 
 def decode_isolated(

@@ -156,4 +156,5 @@ def _spooling(path: Path) -> Iterator[None]:
     except OSError as err:
         full = err.errno == errno.ENOSPC
         hint = "free some space or set spool_dir to a larger disk" if full else "set spool_dir to a folder we may write"
-        raise StorageError(f"spool {path.parent}: {'disk full' if full else err}; {hint}") from err
+        folder = path if path.is_dir() else path.parent
+        raise StorageError(f"spool {folder}: {'disk full' if full else err}; {hint}") from err

@@ -286,7 +286,6 @@ def test_the_released_task_names_are_not_confused_by_a_default_dtype(tmp_path: P
     assert annotator.run(job, ray=False).rounds == 0
 
 
-@pytest.mark.xfail(reason="manifest._RESERVED knows the envelope's columns only")
 @pytest.mark.parametrize("name", ["mask", "confidence", "map_width"])
 def test_a_kept_column_that_a_task_has_itself_is_refused(name: str, tmp_path: Path, job: annotator.Job) -> None:
     write_part(tmp_path, pa.table({"uri": ["../images/image-0000.jpg"], name: ["x"]}))
@@ -294,7 +293,6 @@ def test_a_kept_column_that_a_task_has_itself_is_refused(name: str, tmp_path: Pa
         annotator.run(job.model_copy(update={"keep_columns": (name,)}), ray=False)
 
 
-@pytest.mark.xfail(reason="keep_columns may name a column twice")
 def test_a_kept_column_named_twice_is_refused_or_kept_once(tmp_path: Path, job: annotator.Job) -> None:
     write_part(tmp_path, pa.table({"uri": ["../images/image-0000.jpg"], "licence": ["x"]}))
     try:
@@ -304,7 +302,6 @@ def test_a_kept_column_named_twice_is_refused_or_kept_once(tmp_path: Path, job: 
     assert table(job.output, "seg").column_names.count("licence") == 1
 
 
-@pytest.mark.xfail(reason="manifest.read_pin and _footer are cached by uri for the life of the process")
 def test_a_second_output_at_the_same_place_in_one_process_has_its_own_rows(tmp_path: Path, job: annotator.Job) -> None:
     """As in a notebook: run, throw the output away, make the manifest anew, run again."""
     import shutil
@@ -319,7 +316,6 @@ def test_a_second_output_at_the_same_place_in_one_process_has_its_own_rows(tmp_p
     assert is_whole(job)
 
 
-@pytest.mark.xfail(reason="Reporter lets a fault of the run record end the run, or hide its error and its end")
 @pytest.mark.parametrize("error", [TransientStorageError("503 SlowDown"), KeyboardInterrupt()])
 def test_a_run_record_that_cannot_be_written_ends_nothing(
     error: BaseException, job: annotator.Job, monkeypatch: pytest.MonkeyPatch
@@ -349,7 +345,6 @@ def test_a_run_record_that_cannot_be_written_ends_nothing(
     assert table(job.output, "seg").num_rows == 3
 
 
-@pytest.mark.xfail(reason="manifest_sample._absolute leaves relative paths within a struct as they are")
 def test_a_sample_of_pictures_named_by_a_struct_finds_them(tmp_path: Path, job: annotator.Job) -> None:
     names = write_images(tmp_path / "images", 4)
     image = pa.array([{"bytes": None, "path": f"../images/{name}"} for name in names])
@@ -359,7 +354,6 @@ def test_a_sample_of_pictures_named_by_a_struct_finds_them(tmp_path: Path, job: 
     assert table(sampled.output, "seg")["status"].to_pylist() == ["ok"] * 3
 
 
-@pytest.mark.xfail(reason="manifest_sample.sample takes any file in its manifest folder for a finished sample")
 def test_a_sample_that_was_killed_amid_its_manifest_is_completed(
     tmp_path: Path, job: annotator.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
