@@ -31,7 +31,8 @@ FLOORS = {
 
 FENCES = {
     "ray": ["annotator.pipeline", "annotator.cluster", "annotator.submit", "annotator.bench"],
-    "torch": ["annotator.models", "annotator.tasks", "annotator.stages.device", "annotator.stages.networks", "annotator.worker",
+    "torch": ["annotator.models", "annotator.tasks", "annotator.stages.device", "annotator.stages.networks",
+              "annotator.worker",
               "annotator.geometry", "annotator.bench"],
     **{sdk: ["annotator.storage"] for sdk in ("fsspec", "s3fs", "botocore", "aiobotocore", "boto3", "obstore")},
 }  # fmt: skip
@@ -211,7 +212,7 @@ def test_every_exported_name_is_there_and_documented() -> None:
 
 
 def test_no_exported_function_is_hidden_by_a_module_of_its_name() -> None:
-    """Importing a module `annotator.plan` would set `annotator.plan` to it: the function must still be what users get."""
+    """Importing a module `annotator.plan` would set `annotator.plan` to it; users must still get the function."""
     loaded = "; ".join(f"import {name}" for name in ALL if name.count(".") == 1 and "__" not in name)
     code = f"{loaded}; import annotator; print([n for n in annotator.__all__ if not callable(getattr(annotator, n))])"
     assert _python(code).strip() == "[]"

@@ -20,8 +20,8 @@ from annotator.shards import label_uri
 from annotator.storage import Storage, join
 from annotator.watch import Silent
 from tests.records.faulty import FaultyServer
-from tests.running.make import TASKS, table, write_images, write_manifest
 from tests.running.command import Cli, cli
+from tests.running.make import TASKS, table, write_images, write_manifest
 from tests.running.test_resume import StopAfter
 
 __all__ = ["cli"]
