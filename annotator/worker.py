@@ -240,7 +240,7 @@ class Worker:
             rows = {name: {**base, **_error(err)} for name in lacking}
             return _Labelled(rows, err if err.transient else None, bytes_in)
         image_yx = (image.height, image.width)
-        base |= {"height": image.height, "width": image.width}
+        base |= {"height": image.height, "width": image.width, "error": image.note}
         del image  # the pixels are not needed while the device works
         found = {name: self._collect(outcome, times) for name, outcome in outcomes.items()}
         rows = {name: {**base, **self._encode(name, image_yx, found, times)} for name in lacking}

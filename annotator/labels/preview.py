@@ -144,7 +144,8 @@ def _read_original(
         return "no label row"
     if label["status"] == Status.REJECTED.value:
         return f"{label['status']}: {label['error'] or label['error_class']}"
-    reason = f"{label['status']}: {label['error']}" if label["error"] else "the image can't be read any more"
+    was_bad = label["status"] not in (Status.OK.value, Status.NO_PERSON.value)
+    reason = f"{label['status']}: {label['error']}" if was_bad else "the image can't be read any more"
     data = _read_bytes(storage, label["uri"])
     if data is None:  # embedded in the manifest, or a uri whose query was a signature
         data = _read_from_manifest(storage, manifest, shard, row)
@@ -154,7 +155,7 @@ def _read_original(
         # decoded as for the labels, so that both lie on each other
         return decode(data, Limits(), mode="fast", min_hw=(MAX_TILE_WIDTH, MAX_TILE_WIDTH)).pixels_YXC
     except ImageError as err:
-        return label["error"] or f"{err.status}: {err}"
+        return reason if was_bad else f"{err.status}: {err}"
 
 
 def _read_bytes(storage: Storage, uri: str | None) -> bytes | None:

@@ -130,7 +130,6 @@ def test_a_bad_row_says_why_in_words(labelled: Labelled) -> None:
     assert [row for row in bad if not row["error"] or row["mask"] is not None] == []
 
 
-@pytest.mark.xfail(reason="the worker drops Image.note; it belongs into `error` of the ok row")
 def test_a_labelled_row_says_what_was_tolerated_or_left_out(labelled: Labelled) -> None:
     said = {
         kind: {row["error"] for row in some}
