@@ -111,7 +111,13 @@ class Storage:
                 raise NotFoundError(f"{uri}: is not a file")
             return ObjectInfo(uri=uri, size=status.st_size, etag=None)
         bucket, key = _split(uri)
-        reply = self._s3(uri, "head_object", Bucket=bucket, Key=key)
+        try:
+            reply = self._s3(uri, "head_object", Bucket=bucket, Key=key)
+        except (NotFoundError, TransientStorageError):
+            raise
+        except StorageError:
+            self._get(uri, 0, 1)  # a reply to HEAD has no body, so it can't say why; this one can
+            raise
         return ObjectInfo(uri=uri, size=int(reply["ContentLength"]), etag=_etag(reply))
 
     def exists(self, uri: str) -> bool:
