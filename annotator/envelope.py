@@ -61,7 +61,11 @@ ENVELOPE: tuple[pa.Field, ...] = (
     field("height", pa.int32(), "after EXIF rotation", unit="pixel"),
     field("status", pa.string(), "ok | no_person | unreadable | rejected | failed"),
     field("error_class", pa.string(), "stable word to group errors by; null when ok"),
-    field("error", pa.string(), "what was found and what was expected; of an ok row what was tolerated or left out, null if nothing"),
+    field(
+        "error",
+        pa.string(),
+        "what was found and what was expected; of an ok row what was tolerated or left out, null if nothing",
+    ),
 )
 
 

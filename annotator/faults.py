@@ -81,7 +81,7 @@ def _reply(error: BaseException | None) -> dict[str, object] | None:
 def _from_reply(reply: dict[str, object], uri: str) -> StorageError:
     error = reply["Error"] if isinstance(reply["Error"], dict) else {}
     meta = reply.get("ResponseMetadata")
-    code, text = str(error.get("Code", "")), " ".join(str(error.get("Message", "")).split())[:300]
+    code, text = str(error.get("Code", "")), " ".join(str(error.get("Message") or "").split())[:300]
     http = int(meta.get("HTTPStatusCode", 0)) if isinstance(meta, dict) else 0
     http = http or (int(code) if code.isdigit() else 0)
     what = f"{uri}: {code} {text}".rstrip()
@@ -109,7 +109,7 @@ def _from_errno(error: OSError, uri: str) -> StorageError:
     if number in (errno.ENOENT, errno.ENOTDIR):
         return NotFoundError(f"{uri}: no such file or folder")
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return AccessError(f"{uri}: {error.strerror}")
+        return AccessError(f"{uri}: {error.strerror}; change who may read or write there, then run again")
     if number in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{uri}: the disk is full ({error.strerror}); free space, then run again")
     if number in _TRANSIENT_ERRNO or number is None:

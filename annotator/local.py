@@ -104,7 +104,7 @@ def sweep(output: str, older_than_s: float) -> None:
     oldest = time.time() - older_than_s
     for name, is_folder, status in scan(os.path.join(output, "_annotator", "tmp")):
         if not is_folder and status.st_mtime < oldest:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, PermissionError):  # another user's: not ours to remove
                 os.unlink(os.path.join(output, "_annotator", "tmp", name))
 
 

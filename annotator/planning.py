@@ -28,7 +28,8 @@ class Plan:
 
     `file_index` and `first` have one entry a shard: its file in `manifest.files` and its first row. `total`
     counts all shards, `rows_total` and `rows_left` manifest rows before `where`. `tasks_left` are the tasks
-    that some shard lacks.
+    that some shard lacks. `row_bytes` are the bytes that labels of an image typically take, `images_per_s` the
+    rate of the latest run; 0 where nobody knows.
     """
 
     manifest: Manifest
@@ -39,6 +40,18 @@ class Plan:
     total: int
     rows_total: int
     rows_left: int
+    row_bytes: int = 0
+    images_per_s: float = 0.0
+
+    @property
+    def bytes_left(self) -> int:
+        """Bytes that the labels left to make may take."""
+        return self.rows_left * self.row_bytes
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest may take at the rate of the latest run, or None."""
+        return self.rows_left / self.images_per_s if self.images_per_s else None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -57,6 +70,8 @@ class Plan:
             "shards_left": len(self),
             "rows": self.rows_total,
             "rows_left": self.rows_left,
+            "bytes_left": self.bytes_left,
+            "seconds_left": self.seconds_left,
         }
 
     def shards(self, seed: str, *, limit: int | None = None) -> Iterator[Shard]:

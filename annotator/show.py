@@ -22,6 +22,7 @@ from annotator.planning import Plan
 from annotator.report import Report
 
 _MAX_PROBLEMS = 20
+_MANY_BYTES = 10 * 10**12
 
 
 def show(result: Any, json: bool = False) -> None:
@@ -80,7 +81,13 @@ def _(plan: Plan) -> None:
         print("nothing to do: every image asked for has its labels")
         return
     print(f"{plan.rows_left} images in {len(plan)} shards left, of {plan.rows_total} in {plan.total}")
-    print(f"tasks: {', '.join(plan.tasks)}")
+    print(f"tasks: {', '.join(plan.tasks)}; left: {', '.join(plan.tasks_left)}")
+    time = "unknown before a first run; try --limit"
+    if plan.seconds_left is not None:
+        time = f"about {_duration(plan.seconds_left)} at the latest run's {plan.images_per_s:g} images/s"
+    print(f"labels: about {_bytes(plan.bytes_left)}, if images are about 1024x768; time: {time}")
+    if plan.bytes_left > _MANY_BYTES:
+        print(f"WARNING: more than {_bytes(_MANY_BYTES)} of labels; see label_size, max_label_pixels and background")
 
 
 @describe.register
@@ -176,3 +183,10 @@ def _bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -136,6 +136,12 @@ def _count_statuses(parquet: pq.ParquetFile) -> Counter[str]:
     return counts
 
 
+def last_rate(storage: Storage, output: str) -> float:
+    """Return images a second of the latest run that tells, 0 if none does."""
+    rates = [run.images_per_s for run in _runs(storage, output) if run.images_per_s]
+    return rates[-1] if rates else 0.0
+
+
 def _runs(storage: Storage, output: str) -> tuple[RunStatus, ...]:
     """Return the latest runs; their ids sort by time."""
     uris = [info.uri for info in storage.list(join(output, "_annotator", "runs")) if info.uri.endswith(".json")]

@@ -54,6 +54,7 @@ class Task:
     needs     the tasks whose labels of the same image this one reads
     fields    the task's columns, for these options and this channel count
     meaning   units, axes, taxonomy, licence: published with every label
+    row_bytes bytes that a label row typically takes, for forecasts
     float32   the network runs in float32 whatever the job's precision
     inputs    image pixels, the whole image's size, the network's -> what the network sees, none to some
     infer     the model, a batch (B, H, W, 3) uint8 RGB -> output that `decode` understands, on the device
@@ -71,6 +72,7 @@ class Task:
     needs: Callable[[Any], tuple[str, ...]]
     fields: Callable[[Any, int], tuple[pa.Field, ...]]
     meaning: Callable[[Any, int], Mapping[str, Any]]
+    row_bytes: int
     float32: bool = False
     inputs: Callable[[np.ndarray, tuple[int, int], tuple[int, int], Any, Needs], Iterable[Input]]
     infer: Callable[[Any, Tensor, Any], Any]

@@ -132,6 +132,7 @@ TASK = Task(
     needs=needs,
     fields=_fields,
     meaning=_meaning,
+    row_bytes=860_000,  # of a 1024 x 768 map: reference/io.md, parts 4 and 5
     inputs=inputs,
     infer=infer,
     decode=each(decode),

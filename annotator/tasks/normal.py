@@ -122,6 +122,7 @@ TASK = Task(
     needs=needs,
     fields=_fields,
     meaning=_meaning,
+    row_bytes=940_000,  # of a 1024 x 768 map in 8 bits: reference/io.md, parts 4 and 5
     inputs=inputs,
     infer=infer,
     decode=each(decode),

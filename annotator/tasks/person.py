@@ -160,6 +160,7 @@ TASK = Task(
     needs=_needs,
     fields=_fields,
     meaning=_meaning,
+    row_bytes=300,
     float32=True,  # half precision moves a side of 300 pixels by four
     inputs=inputs,
     infer=infer,

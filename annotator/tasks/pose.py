@@ -312,6 +312,7 @@ TASK = Task(
     needs=_needs,
     fields=_fields,
     meaning=_meaning,
+    row_bytes=3_000,  # one person with 308 keypoints
     inputs=inputs,
     infer=infer,
     decode=decode,

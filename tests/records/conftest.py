@@ -54,10 +54,10 @@ def local(tmp_path: Path) -> Place:
     return Place(Storage(), str(tmp_path / "out"))
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture
 def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, Place]]:
-    """A bucket behind a server that fails when told to."""
-    behind = request.getfixturevalue(f"{request.param}_s3")
+    """A bucket behind a server that fails when told to; the server behind that is moto, or the fixture's parameter."""
+    behind = request.getfixturevalue(f"{getattr(request, 'param', 'moto')}_s3")
     for name, value in S3_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with FaultyServer(behind.endpoint_url).running() as server:

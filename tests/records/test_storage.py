@@ -199,14 +199,6 @@ def test_list_of_a_missing_folder_or_a_file_is_empty(place: Place) -> None:
     assert place.names("none") == place.names("ab") == place.names("abc") == []
 
 
-def test_list_goes_over_pages(place: Place) -> None:
-    """S3 gives at most 1000 names a page."""
-    with ThreadPoolExecutor(8) as pool:
-        names = sorted(f"n/{n}" for n in range(1003))
-        list(pool.map(lambda name: place.put(b"", name), names))
-    assert place.names("n") == names
-
-
 # -- local only ------------------------------------------------------------------------------------
 
 

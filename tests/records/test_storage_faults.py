@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from annotator.errors import AccessError, CredentialsError, StorageError, TransientStorageError
-from tests.records.conftest import Place
+from tests.records.conftest import SERVERS, Place
 from tests.records.faulty import FaultyServer
 
 pytestmark = pytest.mark.s3
 Faulty = tuple[FaultyServer, Place]
+
+on_both = pytest.mark.parametrize("faulty", SERVERS, indirect=True)
 
 PASSING = ["slow_down", "internal", "lost", "reset", "conflict"]
 
@@ -25,7 +27,8 @@ def spool(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fault", [*PASSING, "hang"])
+@on_both
+@pytest.mark.parametrize("fault", PASSING)
 def test_a_commit_survives_two_passing_faults_whole(faulty: Faulty, spool: Path, fault: str) -> None:
     """The body is a file: each try must send all of it."""
     server, place = faulty
@@ -36,6 +39,15 @@ def test_a_commit_survives_two_passing_faults_whole(faulty: Faulty, spool: Path,
     assert {size for method, _, size in server.requests if method == "PUT"} == {700_000}
 
 
+def test_a_server_that_falls_silent_costs_time(faulty: Faulty, spool: Path) -> None:
+    server, place = faulty
+    server.faults = ["hang", "hang"]
+    assert place.create(spool, "labels", "a.parquet") is True
+    server.faults = ["hang"]
+    assert place.storage.read(place.uri("labels/a.parquet")) == spool.read_bytes()
+
+
+@on_both
 def test_faults_on_a_reused_connection_send_no_short_body(faulty: Faulty, spool: Path) -> None:
     """aiohttp repeats a PUT by itself when a kept connection turns out dead."""
     server, place = faulty
@@ -46,6 +58,7 @@ def test_faults_on_a_reused_connection_send_no_short_body(faulty: Faulty, spool:
     assert {size for method, _, size in server.requests[1:] if method == "PUT"} == {700_000}
 
 
+@on_both
 def test_a_commit_is_one_put(faulty: Faulty, spool: Path) -> None:
     server, place = faulty
     assert place.create(spool, "a") is True
@@ -53,7 +66,8 @@ def test_a_commit_is_one_put(faulty: Faulty, spool: Path) -> None:
     assert [method for method, _, _ in server.requests] == ["PUT", "PUT"]
 
 
-@pytest.mark.parametrize("fault", [*PASSING, "short", "hang"])
+@on_both
+@pytest.mark.parametrize("fault", [*PASSING, "short"])
 def test_a_read_survives_passing_faults(faulty: Faulty, fault: str) -> None:
     server, place = faulty
     uri = place.put(b"0123456789" * 1000, "x")
@@ -112,6 +126,7 @@ def test_what_will_not_pass_is_said_at_once(faulty: Faulty, fault: str, error: t
         assert len(server.requests) == 1
 
 
+@on_both
 def test_an_object_that_changes_while_it_is_read_is_not_mixed(faulty: Faulty) -> None:
     _, place = faulty
     uri = place.put(b"a" * 100, "x")
