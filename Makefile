@@ -16,6 +16,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 FAST := not ray and not s3 and not slow and not notebook and not gpu
+# Whole jobs, hostile corpora and the commands of the docs take minutes: `make test` has them.
+LONG := tests/running tests/faults tests/hostile tests/test_docs_run.py
 
 ##@ Use
 
@@ -35,7 +37,7 @@ demo: setup  ## Label the photographs of tests/photos, end to end, into demo/
 
 .PHONY: check-fast
 check-fast: lint  ## Inner loop, under a minute: lint, types, tests without Ray, S3 or slow parts
-	$(PY) -m pytest -q -m "$(FAST)"
+	$(PY) -m pytest -q -m "$(FAST)" $(addprefix --ignore=,$(LONG))
 
 .PHONY: test
 test: lint  ## Everything that CI checks: lint, types, all tests

@@ -90,7 +90,7 @@ def test_a_driver_that_is_killed_leaves_its_share_to_the_other(tmp_path: Path, j
 
 
 def test_a_changed_job_beside_a_running_one_is_refused_by_name(tmp_path: Path, job: annotator.Job) -> None:
-    changes = {"shard_rows": 3, "decode": "fast", "where": "uri != ''", "keep_columns": ("uri",)}
+    changes = {"shard_rows": 3, "decode": "fast", "where": "uri > 'a'", "dtype": "bfloat16"}
     with driver(job, tmp_path) as first:
         _wait_for_labels(job, 1)
         first.send_signal(signal.SIGSTOP)  # it is amid its work, however slow we are

@@ -2,8 +2,8 @@
 
     python -m tests.servers.rgw       start one, say how to reach it, stop it at Ctrl-C
 
-One monitor, one object store in memory and one gateway, all on loopback, on free ports, in one folder. Nothing of it
-outlives the process that started it, not even when that is killed. Where the packages are missing they are
+One monitor, one object store in memory and one gateway, all on loopback, on free ports, in one folder. No process of it
+outlives the one that started it, not even when that is killed. Where the packages are missing they are
 installed, if we are root and apt has them.
 
 What it holds is memory, and what was deleted comes back late: tests should write less than 2 GB in all.
