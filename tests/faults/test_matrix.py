@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,8 @@ import pytest
 
 import annotator
 from tests.faults.inject import WRITES, Call, Fault
-from tests.faults.zygote import Outcome, Zygote, Zygotes, zygotes
-from tests.running.make import file_bytes, is_whole, make_job, table
+from tests.faults.zygote import Outcome, Zygote, Zygotes
+from tests.running.make import file_bytes, is_whole, table
 
 pytestmark = pytest.mark.slow
 
@@ -77,27 +76,18 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    from annotator.models import random_checkpoint
-
-    folder = tmp_path_factory.mktemp("corpus")
-    weights = folder / "seg.safetensors"
-    random_checkpoint(weights, task="seg", embed_dim=16, num_layers=1, num_heads=2, input_hw=(32, 32), seed=0)
-    job = make_job(folder, {"seg": weights}, 6, tasks=("seg",), shard_rows=3)
-
-    def elsewhere(name: str) -> annotator.Job:
-        return job.model_copy(update={"output": str(folder / name), "spool_dir": str(folder / name) + "-spool"})
-
-    with zygotes(2, lambda index: elsewhere(f"warm-{index}")) as workers, workers.one() as worker:
-        calls = _undisturbed(worker, job)
-        files = file_bytes(job.output, ("seg",))
-        half_done = folder / "half-done"
-        for output in (half_done, folder / "goes-on"):
-            shutil.copytree(job.output, output)
+def corpus(small_job: annotator.Job, workers: Zygotes) -> Corpus:
+    folder = Path(small_job.output).parent
+    half_done, goes_on = folder / "half-done", folder / "goes-on"
+    with workers.one() as worker:
+        calls = _undisturbed(worker, small_job)
+        files = file_bytes(small_job.output, ("seg",))
+        for output in (half_done, goes_on):
+            shutil.copytree(small_job.output, output)
             (output / sorted(files)[1]).unlink()
-        more_calls = _undisturbed(worker, elsewhere("goes-on"))
-        assert len(files) == 2 and file_bytes(folder / "goes-on", ("seg",)) == files
-        yield Corpus(job, files, calls, half_done, more_calls, workers)
+        more_calls = _undisturbed(worker, small_job.model_copy(update={"output": str(goes_on)}))
+    assert len(files) == 2 and file_bytes(goes_on, ("seg",)) == files
+    return Corpus(small_job, files, calls, half_done, more_calls, workers)
 
 
 def _undisturbed(worker: Zygote, job: annotator.Job) -> tuple[Call, ...]:

@@ -22,9 +22,8 @@ import annotator
 from annotator.job import StorageOptions
 from annotator.storage import Storage
 from tests.conftest import S3_ENVIRONMENT, make_bucket
-from tests.faults.zygote import Outcome, Zygote, Zygotes, zygotes
+from tests.faults.zygote import Outcome, Zygote, Zygotes
 from tests.records.faulty import FaultyServer
-from tests.running.make import make_job
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
@@ -77,7 +76,7 @@ class Place:
     job: annotator.Job
     bucket: str
     storage: Storage
-    folder: Path
+    cache: Path
     workers: Zygotes
     servers: dict[int, FaultyServer]
     files: dict[str, bytes] = field(default_factory=dict)
@@ -85,8 +84,7 @@ class Place:
     def run(self, worker: Zygote, job: annotator.Job) -> Outcome:
         """Run in a new process, without a cached checkpoint."""
         server = self.servers[id(worker)]
-        cache = str(self.folder / "cache" / job.output.rsplit("/", 1)[1])
-        environment = {**S3_ENVIRONMENT, "XDG_CACHE_HOME": cache}
+        environment = {**S3_ENVIRONMENT, "XDG_CACHE_HOME": str(self.cache / job.output.rsplit("/", 1)[1])}
 
         def started(pid: int) -> None:
             server.kill = lambda: os.kill(pid, signal.SIGKILL)
@@ -104,30 +102,23 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(moto_s3: StorageOptions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    from annotator.models import random_checkpoint
-
-    folder = tmp_path_factory.mktemp("corpus")
-    weights = folder / "seg.safetensors"
-    random_checkpoint(weights, task="seg", embed_dim=16, num_layers=1, num_heads=2, input_hw=(32, 32), seed=0)
-    local = make_job(folder, {"seg": weights}, 6, tasks=("seg",), shard_rows=3, spool_dir=str(folder / "spool"))
+def place(
+    small_job: annotator.Job, workers: Zygotes, moto_s3: StorageOptions, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    here = Path(small_job.output).parent
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for name, value in S3_ENVIRONMENT.items():
             patch.setenv(name, value)
         bucket, storage = make_bucket(moto_s3), Storage(options=moto_s3)
-        for path in (weights, *(folder / "images").iterdir(), *(folder / "manifest").iterdir()):
-            storage.create(path, f"{bucket}/{path.relative_to(folder)}", output=bucket)
+        for path in (here / "seg.safetensors", *(here / "images").iterdir(), *(here / "manifest").iterdir()):
+            storage.create(path, f"{bucket}/{path.relative_to(here)}", output=bucket)
         there = {"manifest": f"{bucket}/manifest", "tasks": {"seg": {"checkpoint": f"{bucket}/seg.safetensors"}}}
-        job = local.model_copy(update={**there, "storage": moto_s3})
-        workers = stack.enter_context(
-            zygotes(2, lambda index: local.model_copy(update={"output": str(folder / f"warm-{index}")}))
-        )
-        servers = [stack.enter_context(FaultyServer(str(moto_s3.endpoint_url)).running()) for _ in workers.all]
-        for server in servers:
+        servers = {}
+        for worker in workers.all:
+            server = servers[id(worker)] = stack.enter_context(FaultyServer(str(moto_s3.endpoint_url)).running())
             server.hang_s = 1.5  # longer than a try may take
-        place = Place(
-            job, bucket, storage, folder, workers, {id(w): s for w, s in zip(workers.all, servers, strict=True)}
-        )
+        job = small_job.model_copy(update={**there, "storage": moto_s3})
+        place = Place(job, bucket, storage, tmp_path_factory.mktemp("cache"), workers, servers)
         with workers.one() as worker:
             outcome = place.run(worker, place.to("plain"))
         assert (outcome.ended, outcome.is_whole) == ("done", True), outcome.message

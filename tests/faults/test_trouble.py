@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import annotator
 from annotator import pipeline
+from annotator.cluster import Cluster
+from annotator.errors import IncompleteRunError, TransientStorageError
 from annotator.job import StorageOptions
 from annotator.report import Report
 from annotator.storage import Storage
+from annotator.summary import Summary
 from annotator.watch import Silent
 from tests.records.faulty import FaultyServer
 from tests.running.command import Cli, Typed, cli, is_one_line
@@ -87,6 +91,30 @@ def test_an_outage_of_storage_costs_time_and_no_rows(behind_proxy: tuple[FaultyS
     assert (report.state, report.images, report.errors, report.bad_rows) == ("done", COUNT, {}, 0)
     assert report.seconds > 8
     assert is_whole(job)
+
+
+def test_shards_that_are_put_off_get_a_second_round_before_the_last_ones(
+    job: annotator.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round without gain may have been an outage, and the last rounds are slow and turn passing faults into rows."""
+    rounds: list[bool] = []
+    label = Cluster.label
+
+    def watched(self: Cluster, *args: Any, last_round: bool) -> Iterator[Summary]:
+        rounds.append(last_round)
+        return label(self, *args, last_round=last_round)
+
+    def away(self: Storage, source: object, uri: str, *, output: str) -> bool:
+        if "/labels/" in uri:
+            raise TransientStorageError(f"{uri}: 503 SlowDown")
+        return create(self, source, uri, output=output)  # type: ignore[arg-type]
+
+    create = Storage.create
+    monkeypatch.setattr(Cluster, "label", watched)
+    monkeypatch.setattr(Storage, "create", away)
+    with pytest.raises(IncompleteRunError, match="4 shards are left over"):
+        annotator.run(job, ray=False)
+    assert rounds == [False, False, True]
 
 
 @pytest.mark.s3
