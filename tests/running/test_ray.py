@@ -167,15 +167,17 @@ class Reader:
 def test_a_picture_that_kills_its_decoder_costs_its_own_row_only(
     tmp_path: Path, tiny_checkpoints: dict[str, Path]
 ) -> None:
-    """Every Python process of the run decodes with a cv2 that dies of a marked PNG, as one with a bug would.
+    """Every Python process of the run decodes with a cv2 that dies of a marked picture, as one with a bug would.
 
     The shard kills its worker in round after round, until each image is decoded in a process of its own.
     """
     job = make_job(tmp_path, tiny_checkpoints, count=12, shard_rows=4, workers=1, tasks=("seg",))
     poisoned = tmp_path / "images" / "image-0005.png"
-    ok, png = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[3].reshape(-1)[:16] = np.frombuffer(b"KILL-THE-DECODER", np.uint8)
+    ok, bmp = cv2.imencode(".bmp", pixels)  # which holds its pixels as they are
     assert ok
-    poisoned.write_bytes(png.tobytes() + b"KILL-THE-DECODER")
+    poisoned.write_bytes(bmp.tobytes())
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_two_drivers_share_the_work_and_both_end_well(tmp_path: Path, job: annot
     """The first one pauses until the second has begun, so that neither can be done before the other starts."""
     with driver(job, tmp_path) as one:
         _wait_for_labels(job, 1)
-        one.send_signal(signal.SIGSTOP)
+        _stop(one)
         there = len(file_bytes(job.output))
         with driver(job, tmp_path) as two:
             _wait_for_labels(job, there + 1)
@@ -84,7 +85,7 @@ def test_a_changed_job_beside_a_running_one_is_refused_by_name(tmp_path: Path, j
     changes = {"shard_rows": 3, "decode": "fast"}  # pinned with the manifest; part of the fingerprint
     with driver(job, tmp_path) as first:
         _wait_for_labels(job, 1)
-        first.send_signal(signal.SIGSTOP)  # it is amid its work, however slow we are
+        _stop(first)  # it is amid its work, however slow we are
         for field, value in changes.items():
             path = _write(job.model_copy(update={field: value}), tmp_path)
             other = subprocess.run([*RUN, str(path)], capture_output=True, text=True, timeout=100)
@@ -93,6 +94,13 @@ def test_a_changed_job_beside_a_running_one_is_refused_by_name(tmp_path: Path, j
         first.send_signal(signal.SIGCONT)
         assert report_of(first)["state"] == "done"
     assert is_whole(job)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Stop a process amid whatever it does, and wait until it has stopped."""
+    process.send_signal(signal.SIGSTOP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), "it was to be running still"
 
 
 def _wait_for_labels(job: annotator.Job, count: int) -> None:
