@@ -18,7 +18,7 @@ import yaml
 import annotator
 import annotator.errors
 import annotator.tasks
-from annotator.cli import schema as schema_command
+from annotator.cli.labels import schema as schema_command
 from annotator.tasks import task_names
 from tests.running.make import TASKS, make_job
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
 import subprocess
@@ -11,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import duckdb
+import numpy as np
 import polars
 import psutil
 import pyarrow.dataset as ds
@@ -158,6 +162,45 @@ class Reader:
     @staticmethod
     def _keys(rows: list[dict[str, object]]) -> list[tuple[str, int]]:
         return [(str(r["shard"]), int(str(r["row"]))) for r in rows]
+
+
+def test_a_picture_that_kills_its_decoder_costs_its_own_row_only(
+    tmp_path: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
+    """Every Python process of the run decodes with a cv2 that dies of a marked picture, as one with a bug would.
+
+    The shard kills its worker in round after round, until each image is decoded in a process of its own.
+    """
+    job = make_job(tmp_path, tiny_checkpoints, count=12, shard_rows=4, workers=1, tasks=("seg",))
+    poisoned = tmp_path / "images" / "image-0005.png"
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[3].reshape(-1)[:16] = np.frombuffer(b"KILL-THE-DECODER", np.uint8)
+    ok, bmp = cv2.imencode(".bmp", pixels)  # which holds its pixels as they are
+    assert ok
+    poisoned.write_bytes(bmp.tobytes())
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import ctypes, cv2\n"
+        "real = cv2.imdecode\n"
+        "def imdecode(data, *args):\n"
+        "    if b'KILL-THE-DECODER' in bytes(data):\n"
+        "        ctypes.string_at(0)\n"  # a real fault: a signal sent may come after the row is committed
+        "    return real(data, *args)\n"
+        "cv2.imdecode = imdecode\n"
+    )
+    path = write_job(job, tmp_path)
+    command = [sys.executable, "-m", "annotator.cli", "run", str(path), "--quiet", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(hook)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = table(job.output, "seg").to_pylist()
+    assert {r["uri"].rsplit("/", 1)[1]: r["error_class"] for r in rows if r["status"] != "ok"} == {
+        "image-0005.png": "decoder_crashed"
+    }
+    assert len(rows) == 12
+    assert json.loads(done.stdout)["rounds"] in (2, 3)
+    assert is_whole(job)
 
 
 def test_ctrl_c_leaves_what_is_finished_committed(tmp_path: Path, undisturbed: annotator.Job) -> None:
