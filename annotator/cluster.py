@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import asdict
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from annotator.errors import AnnotatorError, IncompleteRunError, JobError, WorkerStalledError
+from annotator.errors import (
+    AnnotatorError,
+    IncompleteRunError,
+    JobError,
+    TransientStorageError,
+    WorkerStalledError,
+)
 from annotator.job import Job, WorkerRange
+from annotator.metrics import WorkerMetrics
 from annotator.shards import Shard
 from annotator.stages.encode import Spool
 from annotator.summary import Summary
@@ -28,6 +39,7 @@ from annotator.summary import Summary
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from annotator.worker import Worker
 
 CALLS_PER_WORKER = 2
 """Shards in flight in one worker, so that batches fill across the edge of a shard."""
@@ -49,11 +61,13 @@ class Cluster:
     """Runs workers for a job; a context manager that leaves nothing behind.
 
     `local` keeps the worker in this process. Without `address` Ray starts on this machine, quietly, in a
-    temporary folder of its own, and is gone afterwards.
+    temporary folder of its own, and is gone afterwards. `redo`: as for a worker.
     """
 
-    def __init__(self, job: Job, *, address: str | None = None, local: bool = False) -> None:
-        self._job, self._address, self._local = job, address, local
+    def __init__(
+        self, job: Job, *, address: str | None = None, local: bool = False, redo: frozenset[str] = frozenset()
+    ) -> None:
+        self._job, self._address, self._local, self._redo = job, address, local, redo
         self._stack = ExitStack()
 
     def __enter__(self) -> Cluster:
@@ -70,15 +84,58 @@ class Cluster:
         if not self._local:
             # A session a round: a worker that Ray restarts while a round ends stays, and holds its CPUs for ever.
             self._stack.close()
-            self._stack.enter_context(_ray_session(self._address))
+            self._stack.enter_context(ray_session(self._address))
         label = _label_here if self._local else _label_on_ray
-        return label(self._job, shards, tasks, last_round=last_round)
+        return label(self._job, shards, tasks, last_round=last_round, redo=self._redo)
 
 
-def _label_here(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool) -> Iterator[Summary]:
+class _Started:
+    """A worker that is built with its first shard, or a later one where storage was away just then."""
+
+    def __init__(self, job: Job, tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]) -> None:
+        self._build = partial(_build_worker, job, tasks, last_round=last_round, redo=redo)
+        self._worker: Worker | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> Worker:
+        """Return the worker. Raises what building it raises."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = self._build()
+            return self._worker
+
+    def __call__(self, shard: Shard) -> Summary:
+        """Label a shard; a start that may succeed later puts it off, any other failure of it is raised."""
+        start = time.monotonic()
+        try:
+            worker = self.start()
+        except TransientStorageError as err:
+            return Summary(shard=shard, deferred=f"no worker could start: {err}", passing=True)
+        summary = worker(shard)
+        return replace(summary, node=socket.gethostname(), seconds=time.monotonic() - start)
+
+    def stop(self) -> None:
+        """Give up the shards in flight; nothing of them is committed."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def close(self) -> None:
+        """End the worker's threads and remove its spool."""
+        if self._worker is not None:
+            self._worker.close()
+
+
+def _build_worker(job: Job, tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]) -> Worker:
     from annotator.worker import Worker  # loads torch, which a run with nothing to do never needs
 
-    with Worker(job, tasks=tasks, last_round=last_round) as worker, ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
+    return Worker(job, tasks=tasks, last_round=last_round, redo=redo)
+
+
+def _label_here(
+    job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]
+) -> Iterator[Summary]:
+    started = _Started(job, tasks, last_round=last_round, redo=redo)
+    with closing(started) as worker, ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
         flying: set[Future[Summary]] = set()
         try:
             for shard in shards:
@@ -93,14 +150,16 @@ def _label_here(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, la
             worker.stop()
 
 
-def _label_on_ray(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool) -> Iterator[Summary]:
+def _label_on_ray(
+    job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]
+) -> Iterator[Summary]:
     import ray
     from ray.exceptions import RayError
 
     resources = ray.cluster_resources()
     low, high = num_workers(job, cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0), shards=len(shards))
     try:
-        for row in _dataset(job, shards, tasks, low, high, last_round=last_round).iter_rows():
+        for row in _dataset(job, shards, tasks, low, high, last_round=last_round, redo=redo).iter_rows():
             yield Summary.from_json(row["summary"])
     except RayError as err:
         text = " ".join(str(err).split())[:400]
@@ -108,7 +167,14 @@ def _label_on_ray(job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, 
 
 
 def _dataset(
-    job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], low: int, high: int, *, last_round: bool
+    job: Job,
+    shards: Sequence[Shard],
+    tasks: tuple[str, ...],
+    low: int,
+    high: int,
+    *,
+    last_round: bool,
+    redo: frozenset[str],
 ) -> Dataset:
     """Return the one operator: shard descriptors in, summaries out."""
     import ray
@@ -124,7 +190,7 @@ def _dataset(
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         return ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block)).map_batches(
             _RayWorker,
-            fn_constructor_args=(job.model_dump_json(), tasks, last_round),
+            fn_constructor_args=(job.model_dump_json(), tasks, last_round, redo),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -161,34 +227,37 @@ def _cpus_per_worker(job: Job, workers: int) -> float:
 
     if job.gpus_per_worker:
         return 1.0
-    return max(1.0, float(ray.cluster_resources().get("CPU", 1.0)) // workers)
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
+    share = float(ray.cluster_resources().get("CPU", 1.0)) // workers
+    return max(1.0, min(share, largest))  # what no node has would be waited for without an end
 
 
 class _RayWorker:
     """The worker as Ray sees it: a table with one shard in, a table with its summary out."""
 
-    def __init__(self, job: str, tasks: tuple[str, ...], last_round: bool) -> None:
-        from annotator.worker import Worker
-
-        self._broken: str | None = None
-        try:
-            self._worker = Worker(Job.model_validate_json(job), tasks=tasks, last_round=last_round)
-        except AnnotatorError as err:  # told with the first shard: Ray would only say that an actor died, and retry
-            self._broken = str(err)
+    def __init__(self, job: str, tasks: tuple[str, ...], last_round: bool, redo: frozenset[str]) -> None:
+        self._worker = _Started(Job.model_validate_json(job), tasks, last_round=last_round, redo=redo)
+        self._metrics = WorkerMetrics()
+        with suppress(AnnotatorError):  # told with the first shard: Ray would only say that an actor died, and retry
+            self._worker.start()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = Shard(**batch.to_pylist()[0])
-        if self._broken is not None:
-            return pa.table({"summary": [Summary(shard=shard, deferred=self._broken, fatal=True).to_json()]})
         try:
             summary = self._worker(shard)
         except WorkerStalledError:
             os._exit(_STALLED_EXIT)  # only a new process gets a new device; Ray starts it and tries again
+        except AnnotatorError as err:
+            summary = Summary(shard=shard, deferred=str(err), fatal=True)
+        self._metrics.add(summary)
         return pa.table({"summary": [summary.to_json()]})
+
+    def __del__(self) -> None:
+        self._worker.close()  # Ray lets a worker go by forgetting it
 
 
 @contextmanager
-def _ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[None]:
     """Connect to a cluster, or start one here that is gone afterwards."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -219,7 +288,8 @@ def _ray_session(address: str | None) -> Iterator[None]:
             with warnings.catch_warnings(), _hushed():
                 warnings.simplefilter("ignore", FutureWarning)  # of Ray's own coming defaults
                 try:
-                    ray.init(**kwargs)
+                    with _own_sigterm():
+                        ray.init(**kwargs)
                 except (ConnectionError, RuntimeError) as err:
                     text = " ".join(str(err).split())[:300]
                     raise JobError(f"Ray at {address or 'this machine'}: {text}") from err
@@ -231,6 +301,17 @@ def _ray_session(address: str | None) -> Iterator[None]:
             ray.shutdown()
         if folder is not None:
             folder.close()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM that somebody set: Ray's own ends the process before a run can say how it ended."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_reach(address: str) -> None:

@@ -5,19 +5,20 @@ Nothing here loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from annotator import png
 from annotator.envelope import Status
 from annotator.errors import ImageError
-from annotator.geometry import Geometry, LabelSize, mask_to, stretch
+from annotator.geometry import Geometry, LabelSize, cap, mask_to, stretch
 from annotator.job import TaskOptions
-from annotator.tasks import PERSON, Arrays, Input, Needs
+from annotator.tasks import PERSON, Arrays, Flaw, Input, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,6 +132,66 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     """
     if not bool(arrays["finite"]):
         raise ImageError("failed", "not_finite", "the network's output holds NaN or infinity on this image")
+
+
+def check_maps(
+    rows: pa.Table,
+    fingerprint: Mapping[str, Any],
+    name: str,
+    kind: tuple[int, int],
+    check: Callable[[np.ndarray, Mapping[str, Any]], str | None],
+) -> Iterator[Flaw]:
+    """Yield what is wrong with the maps `name` of the ok rows: of the PNG, its size, its values.
+
+    `kind` is bits and colour type of the PNG; `check` says what is wrong with stored numbers, given their row.
+    No map is decoded before its size is known to be right: a PNG of a few bytes can claim gigabytes.
+    """
+    for at, row in enumerate(rows.to_pylist()):
+        if row["status"] != Status.OK.value:
+            continue
+        data = (row[name] or {}).get("bytes") or b""
+        try:
+            width, height, *found = png.size_and_kind(data)
+            if tuple(found) != kind:
+                yield Flaw("map_encoding", at, f"PNG of {_words(found)}, expected {_words(kind)}")
+                continue
+            if problem := _size_problem(row, (height, width), fingerprint):
+                yield Flaw("map_size", at, problem)
+                continue
+            stored = png.decode(data)
+        except ValueError as err:
+            yield Flaw("map_encoding", at, str(err))
+            continue
+        if problem := check(stored, row):
+            yield Flaw("map_values", at, problem)
+
+
+def _words(kind: Sequence[int]) -> str:
+    return f"{kind[0]} bits and colour type {kind[1]}"
+
+
+def _size_problem(row: Mapping[str, Any], found_yx: tuple[int, int], fingerprint: Mapping[str, Any]) -> str | None:
+    """Return how the PNG's size differs from what the row says, or from what image and options make of it."""
+    stated_yx = (row["map_height"], row["map_width"])
+    if found_yx != stated_yx:
+        return f"the PNG is {_size(found_yx)}, map_width x map_height {_size(stated_yx)}"
+    options = fingerprint["options"]
+    if options["label_size"] == "head":  # the network's affair
+        return None
+    if options["label_size"] == "input":
+        expected_yx = tuple(fingerprint["model"]["input_hw"])
+    elif row["height"] is None or row["width"] is None:
+        return "the row has a map and no width or height"
+    else:
+        expected_yx = cap((row["height"], row["width"]), options["max_label_pixels"])
+    if found_yx == expected_yx:
+        return None
+    of = f"an image of {_size((row['height'], row['width']))}"
+    return f"the map is {_size(found_yx)}, expected {_size(expected_yx)} of {of}, label_size {options['label_size']}"
+
+
+def _size(size_yx: Sequence[int | None]) -> str:
+    return f"{size_yx[1]} x {size_yx[0]}"
 
 
 def draw_map(

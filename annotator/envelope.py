@@ -85,13 +85,26 @@ def label_schema(fields: Iterable[pa.Field], *, kept: Iterable[pa.Field] = (), r
     `annotator`, beside `huggingface`, the feature description that `datasets` reads.
     """
     kept = [pa.field(f.name, f.type) for f in kept]
-    schema = pa.schema([*ENVELOPE, *kept, *fields])
+    schema = pa.schema([_as_in_files(f) for f in (*ENVELOPE, *kept, *fields)])
     features = {f.name: _feature(f.type) for f in schema}
     metadata = {
         "annotator": json.dumps(record, sort_keys=True),
         "huggingface": json.dumps({"info": {"features": features}}),
     }
     return schema.with_metadata(metadata)
+
+
+def _as_in_files(field: pa.Field) -> pa.Field:
+    """Return the field with the values of lists called "element", as Parquet has them; the types stay equal."""
+    dtype = field.type
+    if pa.types.is_struct(dtype):
+        return field.with_type(pa.struct([_as_in_files(child) for child in dtype]))
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        value = _as_in_files(dtype.value_field.with_name("element"))
+        if pa.types.is_fixed_size_list(dtype):
+            return field.with_type(pa.list_(value, dtype.list_size))
+        return field.with_type(pa.large_list(value) if pa.types.is_large_list(dtype) else pa.list_(value))
+    return field
 
 
 def _feature(dtype: pa.DataType) -> Any:

@@ -1,20 +1,30 @@
-"""What a fault of storage means: passing, missing, forbidden, or for good.
+"""What a fault of storage means: passing, missing, forbidden, or for good; and `retry`, which goes by that.
 
-Pure: exceptions are told apart by S3 error code, errno and class name, so no storage SDK is imported.
+Exceptions are told apart by S3 error code, errno and class name, so no storage SDK is imported.
 """
 
 from __future__ import annotations
 
 import errno
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
 
 from annotator.errors import (
     AccessError,
+    AnnotatorError,
     CredentialsError,
     NotFoundError,
     OutputError,
     StorageError,
     TransientStorageError,
 )
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 8.0
 
 _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EINTR, errno.EIO,
@@ -49,6 +59,34 @@ class ExistsError(StorageError):
 
 class OutOfRangeError(StorageError):
     """416: the range starts at or after the object's end."""
+
+
+RETRIED = "retried"
+met: Counter[str] = Counter()
+"""Faults that calls of this process met, by class of error, each try counted; RETRIED: how many were tried again."""
+
+
+def retry(call: Callable[[], T], uri: str, attempts: int) -> T:
+    """Return call(), tried again while it fails in passing; errors become annotator's own."""
+    for attempt in range(attempts):
+        try:
+            return call()
+        except AnnotatorError as err:
+            error: AnnotatorError = err
+        except Exception as err:
+            known = translate(err, uri)
+            if known is None:
+                raise
+            error = known
+        met[type(error).__name__] += 1
+        if not isinstance(error, TransientStorageError):
+            raise error from None  # the cause's text may hold what redaction cut
+        if attempt + 1 < attempts:
+            met[RETRIED] += 1
+            pause = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+            time.sleep(pause * random.uniform(0.5, 1.5))  # jitter: workers must not come back all at once
+    tries = f"{attempts} attempts" if attempts > 1 else "1 attempt"
+    raise TransientStorageError(f"{error} (after {tries})") from None
 
 
 def translate(error: Exception, uri: str) -> StorageError | OutputError | None:

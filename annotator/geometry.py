@@ -87,3 +87,30 @@ def mask_to(mask_YX: np.ndarray, size_yx: tuple[int, int]) -> np.ndarray:
         return mask_YX
     resized_YX: np.ndarray = cv2.resize(mask_YX, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return resized_YX
+
+
+def values_to(map_YXC: np.ndarray, size_yx: tuple[int, int]) -> np.ndarray:
+    """Return a float32 map (Y, X) or (Y, X, C) at another size: bilinear between the values that there are.
+
+    A pixel whose nearest one has no value, NaN, has none either; others leave it out of their mean.
+    """
+    if map_YXC.shape[:2] == size_yx:
+        return map_YXC
+    known_YX = ~np.isnan(map_YXC if map_YXC.ndim == 2 else map_YXC[..., 0])
+    height, width = size_yx
+    sums_YXC = cv2.resize(np.nan_to_num(map_YXC), (width, height), interpolation=cv2.INTER_LINEAR)
+    weights_YX = cv2.resize(known_YX.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    # the nearest pixel weighs a quarter at least; the division is for those next to unknown ones
+    weights_YX[mask_to(known_YX.astype(np.uint8), size_yx) == 0] = np.nan
+    resized_YXC: np.ndarray = sums_YXC / (weights_YX if map_YXC.ndim == 2 else weights_YX[..., None])
+    return resized_YXC
+
+
+def vectors_to(map_YXC: np.ndarray, size_yx: tuple[int, int]) -> np.ndarray:
+    """Return a map of unit vectors (Y, X, C), float32, at another size: bilinear, of length 1 again, NaN as before."""
+    if map_YXC.shape[:2] == size_yx:
+        return map_YXC
+    resized_YXC = values_to(map_YXC, size_yx)
+    lengths_YX1 = np.linalg.norm(resized_YXC, axis=2, keepdims=True)
+    unit_YXC: np.ndarray = resized_YXC / np.maximum(lengths_YX1, np.finfo(np.float32).tiny)
+    return unit_YXC

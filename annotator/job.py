@@ -8,6 +8,7 @@ known one. The options of a task are that task's business: a job carries them as
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,6 +19,12 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 from annotator.errors import JobError, redact
 
 M = TypeVar("M", bound="Options")
+
+
+def _no_secrets(uri: str) -> str:
+    if redact(uri) != uri:
+        raise ValueError("must not hold user info or a query string; credentials come from the environment")
+    return uri
 
 
 class Options(BaseModel):
@@ -34,6 +41,27 @@ class Limits(Options):
     max_side: int = Field(default=65_500, gt=0, description="longest side in pixels, read from the header")
     fetch_timeout_s: float = Field(default=30.0, gt=0, description="for one attempt to fetch an image")
     attempts: int = Field(default=4, ge=1, le=20, description="attempts at a passing fault before it counts")
+
+
+class Sources(Options):
+    """Where the manifest's rows may be read from. Whoever writes a manifest is not trusted with more."""
+
+    schemes: tuple[Literal["s3", "file", "http", "https"], ...] = Field(
+        default=("s3", "file"), min_length=1, description="kinds of uris that are read; plain paths are `file`"
+    )
+    roots: tuple[str, ...] = Field(
+        default=(), description="local folders that images may lie in, besides the manifest's own"
+    )
+
+    @field_validator("roots")
+    @classmethod
+    def _local(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            if not root or "://" in root:
+                raise ValueError(
+                    f"{redact(root)!r} is no local folder; what may be read on S3 is up to the credentials"
+                )
+        return roots
 
 
 class StorageOptions(Options):
@@ -58,9 +86,7 @@ class StorageOptions(Options):
     @field_validator("endpoint_url")
     @classmethod
     def _no_user_info(cls, url: str | None) -> str | None:
-        if url is not None and redact(url) != url:
-            raise ValueError("must not hold user info or a query string; credentials come from the environment")
-        return url
+        return url if url is None else _no_secrets(url)
 
 
 class WorkerRange(Options):
@@ -94,6 +120,12 @@ class TaskOptions(Options):
         default=None, description="height, width of the network's input, where the file can't tell"
     )
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _no_secret_uri(cls, checkpoint: str | Released) -> str | Released:
+        _no_secrets(checkpoint if isinstance(checkpoint, str) else checkpoint.root)
+        return checkpoint
+
 
 class Job(Options):
     """One labelling job. `output` is where labels go and all there is to know about how far it got."""
@@ -112,6 +144,7 @@ class Job(Options):
     deterministic: bool = Field(default=False, description="the same bytes from every run, at some cost in speed")
     decode: Literal["exact", "fast"] = Field(default="exact", description="fast: JPEGs decoded at a reduced scale")
     limits: Limits = Limits()
+    sources: Sources = Sources()
     failure_budget: float = Field(default=1.0, ge=0, le=1, description="share of bad rows at which a run stops")
     storage: StorageOptions = StorageOptions()
     spool_dir: str | None = Field(default=None, description="folder for label files until they are committed")
@@ -119,9 +152,7 @@ class Job(Options):
     @field_validator("manifest", "output")
     @classmethod
     def _no_secret_uri(cls, uri: str) -> str:
-        if redact(uri) != uri:
-            raise ValueError("must not hold user info or a query string; credentials come from the environment")
-        return uri
+        return _no_secrets(uri)
 
 
 def parse(model: type[M], data: Mapping[str, Any], where: str) -> M:
@@ -162,6 +193,14 @@ def load_job(path: str | Path | None = None, overrides: Mapping[str, Any] | None
     return parse(Job, data, str(path) if path is not None else "job")
 
 
+def with_overrides(job: Job, overrides: Mapping[str, Any]) -> Job:
+    """Return the job with overrides such as {"limits.max_pixels": 10**8}. Raises JobError for what makes no sense."""
+    data = job.model_dump(mode="json")
+    for dotted, value in overrides.items():
+        set_key(data, dotted, value)
+    return parse(Job, data, "job")
+
+
 def read_job_file(path: Path) -> dict[str, Any]:
     """Return the keys of a job file, unchecked. Raises JobError if it is missing or no mapping in YAML."""
     try:
@@ -169,10 +208,18 @@ def read_job_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise JobError(f"{path}: not readable as YAML: {' '.join(str(err).split())}") from None
+        raise JobError(f"{path}: not readable as YAML: {_what_is_wrong(err)}") from None
     if not isinstance(data, dict):
         raise JobError(f"{path}: expected a mapping of keys such as manifest, output and tasks")
     return data
+
+
+def _what_is_wrong(err: Exception) -> str:
+    """Return the message without the text that YAML quotes: a file that is refused may hold a secret."""
+    if isinstance(err, yaml.MarkedYAMLError) and err.problem_mark is not None:
+        problem = re.sub("'[^']*'", "'...'", err.problem or "")
+        return f"line {err.problem_mark.line + 1}, column {err.problem_mark.column + 1}: {problem}"
+    return " ".join(str(err).split())
 
 
 def set_key(data: dict[str, Any], dotted: str, value: Any) -> None:

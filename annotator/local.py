@@ -1,5 +1,8 @@
 """Local files: plain reads, folder scans, and the create and replace that a commit rests on.
 
+Why a lock to replace (2026-11): no call of a file system renames only if the target is unchanged. Replacers that
+name a version take turns at one lock file of the output; it is held while one compares and renames.
+
 Why a hard link (2026-11): `open("x")` shows half a file to readers until it is written, and `rename`
 overwrites. A link to a finished, synced file is the one call that is both whole and first-come. NFS has it
 as well; object-store mounts and some overlay filesystems do not, and are refused with the reason.
@@ -7,16 +10,21 @@ as well; object-store mounts and some overlay filesystems do not, and are refuse
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from annotator.errors import NotFoundError
 from annotator.faults import no_hard_link
+
+_LOCK_S = 10.0  # for a rename and two syncs of those who wait before us
 
 
 def open_plain(path: str) -> int:
@@ -26,6 +34,14 @@ def open_plain(path: str) -> int:
         os.close(number)
         raise NotFoundError(f"{path}: is not a file")
     return number
+
+
+def resolve(path: str) -> str:
+    """Return the path with symbolic links resolved, as far as it exists."""
+    try:
+        return os.path.realpath(path, strict=True)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return os.path.realpath(path)  # other errors must not pass for "no link": what they hide is not known
 
 
 def read_plain(path: str, length: int | None) -> bytes:
@@ -97,6 +113,44 @@ def replace(source: Path | bytes, path: str, output: str) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def version(status: os.stat_result) -> str:
+    """Return what tells a file from any that replaced it. Not its time of change: a link to it changes that."""
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+def replace_if(source: Path | bytes, expected: str, path: str, output: str) -> bool:
+    temporary = _write_temporary(source, output)
+    try:
+        with _locked(os.path.join(output, "_annotator", "replace.lock")):
+            try:
+                if version(os.stat(path)) != expected:
+                    return False
+            except FileNotFoundError:
+                return False
+            os.replace(temporary, path)
+            _sync_folder(os.path.dirname(path))
+            return True
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold a lock that other processes and threads wait for. Raises BlockingIOError when one has it for too long."""
+    end = time.monotonic() + _LOCK_S
+    with open(path, "ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dropped when the file is closed, or its holder dies
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise BlockingIOError(errno.EAGAIN, f"{path} is locked by a process that does not go on") from None
+                time.sleep(0.01)
+        yield
 
 
 def sweep(output: str, older_than_s: float) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,13 +37,14 @@ from annotator.footer import Footer, check_columns, find_source, read_footer
 from annotator.job import Job
 from annotator.manifest_rows import forget_rows, light_rows, pictures, where_rows
 from annotator.shards import make_file_key
-from annotator.storage import ObjectInfo, Storage, join, normalize
+from annotator.storage import ObjectInfo, Storage, is_local, join, normalize
 from annotator.where import Where, parse_where
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 _THREADS = 16
+_AT_LEAST = {"shard_rows": 1, "size": 0, "rows": 0}
 _RESERVED = {field.name for field in ENVELOPE}
 
 
@@ -86,6 +88,13 @@ def manifest_files(root: str, storage: Storage) -> list[tuple[str, ObjectInfo]]:
     if not files:
         raise ManifestError(f"{root}: no Parquet file there; make a manifest with `annotator manifest build`")
     return files
+
+
+def local_folder(root: str) -> str | None:
+    """Return the folder that a manifest (absolute, a file or a folder) is or lies in; None for one on S3."""
+    if not is_local(root):
+        return None
+    return root if os.path.isdir(root) else os.path.dirname(root)
 
 
 # -- pins ----------------------------------------------------------------------------------------
@@ -247,7 +256,7 @@ def _read_terms(output: str, storage: Storage) -> dict[str, Any] | None:
     uri = _terms_uri(output)
     try:
         data = json.loads(storage.read(uri))
-        return {name: data[name] for name in ("root", "shard_rows", "where")}
+        return _expect(data, root=str, shard_rows=int, where=(str, type(None)))
     except NotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as err:
@@ -261,9 +270,22 @@ def _read_files(output: str, storage: Storage) -> list[PinnedFile]:
 
 def _read_file(storage: Storage, uri: str) -> PinnedFile:
     try:
-        return PinnedFile(**json.loads(storage.read(uri)))
-    except (ValueError, TypeError) as err:
+        data = json.loads(storage.read(uri))
+        text = (str, type(None))
+        file = PinnedFile(**_expect(data, key=str, uri=str, size=int, etag=text, rows=int, footer_digest=str))
+        if not uri.endswith(f"/{file.key}.json"):
+            raise ValueError(f"key is {file.key!r}")
+    except (ValueError, KeyError, TypeError) as err:
         raise OutputError(f"{uri}: is damaged ({err}); expected what a run of annotator writes") from None
+    return file
+
+
+def _expect(data: Any, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Return these values of a record; ValueError, KeyError or TypeError where it was edited into something else."""
+    for name, kind in kinds.items():
+        if not isinstance(data[name], kind) or (name in _AT_LEAST and data[name] < _AT_LEAST[name]):
+            raise ValueError(f"{name} is {data[name]!r}")
+    return {name: data[name] for name in kinds}
 
 
 def _to_json(data: Mapping[str, Any]) -> bytes:
@@ -308,11 +330,25 @@ def read_rows(
     for position, (index, uri, image_id, blob) in enumerate(zip(rows, uris, ids, blobs, strict=True)):
         yield Row(
             index=index,
-            image_id=image_id if image_id is not None else _make_id(uri, blob, file.key, index),
+            image_id=image_id if image_id is not None else make_id(uri, blob, file.key, index),
             uri=_resolve(uri, folder) if uri else None,
             data=blob if data else None,
             kept=kept[position] if keep_columns else {},
         )
+
+
+def first_uris(storage: Storage, manifest: Manifest, count: int) -> list[str]:
+    """Return the uris, resolved, of those among the first `count` rows that pass `where`; none of embedded pictures."""
+    file = next((file for file in manifest.files if file.rows), None)
+    if file is None:
+        return []
+    footer = _footer(storage, file)
+    source = find_source(file.uri, footer.schema)
+    if source.data is not None:
+        return []
+    table = light_rows(storage, _info(file), footer, source, _where(manifest), (), 0, min(count, file.rows))
+    folder = posixpath.dirname(file.uri)
+    return [_resolve(uri, folder) for uri in table["uri"].to_pylist() if uri]
 
 
 def selected_rows(storage: Storage, manifest: Manifest, file: PinnedFile) -> npt.NDArray[np.int64] | None:
@@ -323,7 +359,8 @@ def selected_rows(storage: Storage, manifest: Manifest, file: PinnedFile) -> npt
     return where_rows(storage, _info(file), _footer(storage, file), where)
 
 
-def _make_id(uri: str | None, blob: bytes | None, file_key: str, index: int) -> str:
+def make_id(uri: str | None, blob: bytes | None, file_key: str, index: int) -> str:
+    """Return the id of an image that the manifest gives none: a digest of its uri as written, else of its bytes."""
     source = uri.encode("utf-8", "surrogatepass") if uri else blob or f"{file_key}#{index}".encode()
     return hashlib.sha256(source).hexdigest()[:32]
 
@@ -350,17 +387,3 @@ def _footer(storage: Storage, file: PinnedFile) -> Footer:
     if footer.digest != file.footer_digest:
         raise _changed(file, "another Parquet footer", "the one it had")
     return footer
-
-
-__all__ = [
-    "Manifest",
-    "PinnedFile",
-    "forget",
-    "kept_fields",
-    "manifest_files",
-    "pin_manifest",
-    "read_pin",
-    "read_pins",
-    "read_rows",
-    "selected_rows",
-]

@@ -45,13 +45,17 @@ Batch = tuple[list[str], "list[str | None] | None"]  # uris, image_ids
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Built:
-    """What a build did: `images` rows in `files` new files; `duplicates` were there, `unusable` are not UTF-8."""
+    """What a build did: `images` rows in `files` new files; `duplicates` were there, `unusable` are not UTF-8.
+
+    root   the local folder that holds the new images, if it is not the manifest's: a job must name it
+    """
 
     manifest: str
     images: int
     files: int
     duplicates: int
     unusable: int
+    root: str | None
 
 
 def build_manifest(
@@ -181,6 +185,8 @@ def _resolved(batches: Iterator[Batch], source: str, base: str) -> Iterator[Batc
 def _absolute(uri: str, base: str, place: str) -> str:
     if not uri:
         raise ManifestError(f"{place}: empty uri")
+    if uri.lower().startswith(("http://", "https://")):
+        return uri
     try:
         return normalize(uri, base)
     except StorageError as err:
@@ -193,7 +199,7 @@ def _existing_uris(storage: Storage, info: ObjectInfo) -> Iterator[list[str]]:
     name = find_source(info.uri, footer.schema).uri
     base = info.uri.rsplit("/", 1)[0]
     for batch in text_batches(storage, info, footer, name) if name else ():
-        yield [normalize(uri, base) for uri in batch.drop_null().to_pylist() if uri]
+        yield [_absolute(uri, base, info.uri) for uri in batch.drop_null().to_pylist() if uri]
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -224,7 +230,7 @@ def _write(
             if not storage.create(spool, uri, output=out):
                 raise OutputError(f"{uri}: appeared meanwhile; another build writes into {out}")
             number += 1
-    _tidy(out)
+    tidy(out)
     if not tally.images and not tally.duplicates:
         raise ManifestError(f"{tally.source}: no such folder or list, or no image (by extension) and no uri in it")
     return Built(
@@ -233,6 +239,7 @@ def _write(
         files=number - first_file,
         duplicates=tally.duplicates,
         unusable=tally.unusable,
+        root=None if tally.root is None or f"{tally.root}/".startswith(f"{out}/") else tally.root,
     )
 
 
@@ -241,6 +248,7 @@ class _Tally:
 
     def __init__(self, source: str, existing: npt.NDArray[np.void]) -> None:
         self.source = source
+        self.root: str | None = None
         self.images = self.duplicates = self.unusable = 0
         self._existing, self._seen = existing, set[bytes]()
 
@@ -261,7 +269,15 @@ class _Tally:
             if ids is not None:
                 columns["image_id"] = pa.array([ids[position] or None for position in fresh], pa.string())
             if fresh:
+                self._widen_root([uris[position] for position in fresh])
                 yield pa.table(columns)
+
+    def _widen_root(self, uris: list[str]) -> None:
+        """Make `root` the folder of these images too; first and last in order have what all have in common."""
+        folders = [os.path.dirname(uri) + "/" for uri in uris if uri.startswith("/")]
+        known = [self.root] if self.root is not None else []
+        if folders:
+            self.root = os.path.commonpath([min(folders), max(folders), *known])
 
     def _is_first(self, digest: bytes) -> bool:
         first = digest not in self._seen
@@ -324,7 +340,7 @@ def _by_file(tables: Iterator[pa.Table], rows_per_file: int) -> Iterator[Iterato
         yield one_file()
 
 
-def _tidy(out: str) -> None:
+def tidy(out: str) -> None:
     """Remove the folders for temporary files that a commit to a local folder leaves, when they are empty."""
     if is_local(out):
         for folder in (join(out, "_annotator", "tmp"), join(out, "_annotator")):

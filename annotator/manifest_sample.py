@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from annotator.errors import ManifestError
 from annotator.footer import find_source
 from annotator.job import Job
-from annotator.manifest import Manifest, PinnedFile, pin_manifest, selected_rows
+from annotator.manifest import Manifest, PinnedFile, local_folder, pin_manifest, selected_rows
 from annotator.storage import Storage, join, normalize
 
 
@@ -29,12 +30,15 @@ def sample(job: Job, num_images: int) -> Job:
     storage = Storage(options=job.storage)
     output = f"{normalize(job.output)}-sample-{num_images}"
     folder = join(output, "manifest")
-    sampled = job.model_copy(update={"manifest": folder, "output": output, "where": None})
+    here = local_folder(normalize(job.manifest))  # what it holds may be read, but it is not the sample's own folder
+    roots = (*job.sources.roots, *([here] if here else []))
+    sources = job.sources.model_copy(update={"roots": roots})
+    sampled = job.model_copy(update={"manifest": folder, "output": output, "where": None, "sources": sources})
     done = join(folder, "_done")  # manifests leave out names that begin so
     if not storage.exists(done):
         manifest = pin_manifest(job, storage, write=False)
         for file, rows in _choose(storage, manifest, num_images):
-            _write(storage, file, rows, folder, output)
+            copy_rows(storage, file, rows, join(folder, f"{file.key}.parquet"), output=output)
         storage.create(b"", done, output=output)
     return sampled
 
@@ -58,25 +62,44 @@ def _choose(storage: Storage, manifest: Manifest, num_images: int) -> list[tuple
     return found
 
 
-def _write(storage: Storage, file: PinnedFile, rows: npt.NDArray[np.int64], folder: str, output: str) -> None:
-    """Write these rows of a manifest file under its own name."""
-    base = posixpath.dirname(file.uri)
+def copy_rows(
+    storage: Storage,
+    file: PinnedFile,
+    rows: npt.NDArray[np.int64],
+    target: str,
+    *,
+    output: str,
+    columns: Mapping[str, pa.Array] | None = None,
+) -> None:
+    """Write these rows of a manifest file, ascending, as another one: whole, with absolute uris.
+
+    `columns` are more of them, one value a row; they take the place of those that have their names.
+    """
+    base, more = posixpath.dirname(file.uri), pa.table(dict(columns or {}))
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "sample.parquet"
         with storage.open(file.uri) as source:
             parquet = pq.ParquetFile(source)
             schema = parquet.schema_arrow
             uri = find_source(file.uri, schema).uri
-            start = 0
-            with pq.ParquetWriter(path, schema) as writer:
+            names = [name for name in schema.names if name not in more.column_names]
+            start = done = 0
+            with pq.ParquetWriter(path, _joined(schema.empty_table().select(names), more.slice(0, 0)).schema) as writer:
                 for group in range(parquet.num_row_groups):
                     count = parquet.metadata.row_group(group).num_rows
                     here = rows[(rows >= start) & (rows < start + count)] - start
                     start += count
                     if len(here):
-                        writer.write_table(_absolute(parquet.read_row_group(group).take(pa.array(here)), uri, base))
-        name = f"{file.key}.parquet"
-        storage.create(path, join(folder, name), output=output)
+                        table = _absolute(parquet.read_row_group(group, names).take(pa.array(here)), uri, base)
+                        writer.write_table(_joined(table, more.slice(done, len(here))))
+                        done += len(here)
+        storage.create(path, target, output=output)
+
+
+def _joined(table: pa.Table, more: pa.Table) -> pa.Table:
+    for name in more.column_names:
+        table = table.append_column(name, more[name])
+    return table
 
 
 def _absolute(table: pa.Table, column: str | None, base: str) -> pa.Table:

@@ -9,19 +9,19 @@ run that was killed anywhere goes on with the same command.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 
 from annotator.cluster import Cluster
-from annotator.errors import IncompleteRunError, StorageError, TransientStorageError
+from annotator.errors import IncompleteRunError, StorageError
 from annotator.job import Job
 from annotator.labels.status import last_rate
+from annotator.logs import log_shard
+from annotator.metrics import Measured
 from annotator.planning import Plan, make_plan
 from annotator.preflight import Ready, preflight
 from annotator.report import Report, Reporter, Watcher
+from annotator.rounds import Patience, Rounds
 from annotator.shards import committed
 from annotator.storage import Storage
 from annotator.summary import Summary
@@ -30,9 +30,6 @@ from annotator.watch import Silent
 
 ROUND_SHARDS = 100_000
 """Shards a round takes on at most: bounds the driver's memory; the next round takes the next ones."""
-
-PATIENCE_S, PAUSE_S = 600.0, 5.0
-"""How long, and in which steps, a run that has begun waits for storage that is away."""
 
 
 def plan(job: Job, *, limit: int | None = None) -> Plan:
@@ -47,7 +44,13 @@ def plan(job: Job, *, limit: int | None = None) -> Plan:
 
 
 def run(
-    job: Job, *, ray: bool = True, address: str | None = None, limit: int | None = None, watcher: Watcher | None = None
+    job: Job,
+    *,
+    ray: bool = True,
+    address: str | None = None,
+    limit: int | None = None,
+    watcher: Watcher | None = None,
+    price_per_gpu_hour: float | None = None,
 ) -> Report:
     """Label what the job's output lacks; return the report of this run.
 
@@ -55,6 +58,7 @@ def run(
               False: one worker in this process
     limit     take only the first shards that hold so many manifest rows
     watcher   is told of the progress
+    price_per_gpu_hour   what the report works out the cost of a million images from
 
     Raises InvalidInputError or FingerprintMismatchError before any work; IncompleteRunError when shards are
     left over, BudgetExceededError, or StorageError when storage is gone. What is committed stays, always.
@@ -62,24 +66,24 @@ def run(
     ready = preflight(job)
     storage = Storage(options=ready.job.storage)
     storage.sweep(ready.job.output)
-    with ExitStack() as stack:
-        random = tuple(name for name, record in ready.records.items() if record.is_random)
-        reporter = stack.enter_context(Reporter(ready.job, storage, watcher or Silent(), random=random))
-        cluster: Cluster | None = None
-        before, fruitless, put_off, last_round = sys.maxsize, 0, 0, False
+    random = tuple(name for name, record in ready.records.items() if record.is_random)
+    with (
+        Reporter(
+            ready.job, storage, _watcher(watcher, ray=ray), random=random, price_per_gpu_hour=price_per_gpu_hour
+        ) as reporter,
+        Cluster(ready.job, address=address, local=not ray) as cluster,
+    ):
+        patience = Patience(reporter.waits)
+        rounds = Rounds(patience)
         while True:
-            left = _plan_patiently(ready, limit)
+            left = patience.ask(lambda: plan_left(ready, limit))
             reporter.planned(left)
-            fruitless = 0 if len(left) < before else fruitless + 1
-            if left.is_done or (last_round and fruitless):
+            if not rounds.go_on(len(left)):
                 break
-            # A round that only put shards off may have been an outage, whose end the plan above has waited for.
-            before, last_round = len(left), last_round or fruitless > bool(put_off)
-            put_off = 0
-            cluster = cluster or stack.enter_context(Cluster(ready.job, address=address, local=not ray))
-            for summary in execute(cluster, left, reporter.report.run_id, last_round=last_round):
+            for summary in execute(cluster, left, reporter.report.run_id, last_round=rounds.last):
                 reporter.add(summary)
-                put_off += not summary.done
+                log_shard(reporter.report.run_id, summary)
+                rounds.add(summary)
                 if summary.fatal:
                     raise StorageError(f"{summary.shard}: {summary.deferred}; what is done is committed: run again")
     if not left.is_done:
@@ -87,23 +91,17 @@ def run(
     return reporter.report
 
 
+def _watcher(watcher: Watcher | None, *, ray: bool) -> Watcher:
+    """Return the watcher, or nobody; on Ray, Prometheus looks on as well."""
+    watcher = watcher or Silent()
+    return Measured(watcher) if ray else watcher
+
+
 def plan_left(ready: Ready, limit: int | None) -> Plan:
     """Return the shards that lack a label file of any task, fresh from storage."""
     storage, output = Storage(options=ready.job.storage), ready.job.output
     left = make_plan(ready.manifest, tuple(ready.job.tasks), lambda t, key: committed(storage, output, t, key))
     return left if limit is None else left.within(limit)
-
-
-def _plan_patiently(ready: Ready, limit: int | None) -> Plan:
-    """Return `plan_left`, however often storage is away: without it there is nothing else to do."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return plan_left(ready, limit)
-        except TransientStorageError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(PAUSE_S)
 
 
 def execute(cluster: Cluster, left: Plan, seed: str, *, last_round: bool) -> Iterator[Summary]:

@@ -6,7 +6,7 @@ A shard left over is an index into arrays, 12 bytes, so 10^9 images plan in boun
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -89,6 +89,13 @@ class Plan:
         rows = np.array([file.rows for file in self.manifest.files], np.int64)
         before = np.cumsum(rows) - rows
         kept = before[self.file_index] + self.first < num_rows
+        return self._only(kept)
+
+    def without(self, done: Container[Shard]) -> Plan:
+        """Return what is left when these shards are done."""
+        return self._only(np.array([self._shard(i) not in done for i in range(len(self))], np.bool_))
+
+    def _only(self, kept: npt.NDArray[np.bool_]) -> Plan:
         left = replace(self, file_index=self.file_index[kept], first=self.first[kept])
         return replace(left, rows_left=int((left._ends() - left.first).sum()))
 

@@ -17,12 +17,16 @@ import pyarrow as pa
 from annotator.errors import CheckpointError, JobError, ManifestError, OutputError
 from annotator.fingerprint import TaskRecord, compare_record, make_record, pin_record, read_task_records
 from annotator.job import Job, Released, TaskOptions
-from annotator.manifest import Manifest, forget, kept_fields, pin_manifest
+from annotator.manifest import Manifest, first_uris, forget, kept_fields, pin_manifest
 from annotator.models.cache import file_digest
 from annotator.models.config import read_config
 from annotator.models.zoo import find_checkpoint
+from annotator.stages.sources import check_sample, make_places
 from annotator.storage import Storage, join, normalize
 from annotator.tasks import BOXES_COLUMN, PERSON, Task, load_task, people_source, resolve
+
+_SAMPLED_ROWS = 100
+"""Rows looked at for whether any image may be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +46,16 @@ def preflight(job: Job, *, write: bool = True) -> Ready:
     """
     forget()
     storage = Storage(options=job.storage)
-    job = job.model_copy(update={"manifest": normalize(job.manifest), "output": normalize(job.output)})
+    roots = tuple(normalize(root) for root in job.sources.roots)  # workers have other working directories
+    uris = {"manifest": normalize(job.manifest), "output": normalize(job.output)}
+    job = job.model_copy(update={**uris, "sources": job.sources.model_copy(update={"roots": roots})})
     _check_output(storage, job.output)
     pinned = read_task_records(storage, job.output)
     job = _with_defaults(job, pinned)
     tasks = resolve(job)
     _check_needs(tasks)
     manifest = pin_manifest(job, storage, write=False)
+    check_sample(first_uris(storage, manifest, _SAMPLED_ROWS), make_places(job.sources, job.manifest), job.manifest)
     people = _people(job, storage, manifest, pinned)
     records: dict[str, TaskRecord] = {}
     kept = kept_fields(storage, manifest, job.keep_columns)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from annotator.errors import BudgetExceededError, StorageError, redact
 from annotator.job import Job
+from annotator.pace import Pace, slowest
 from annotator.planning import Plan
 from annotator.storage import Storage, join
 from annotator.summary import Summary, add_counts
@@ -38,19 +39,31 @@ class Report:
     """What a run did. `state` is running | done | incomplete | interrupted | failed.
 
     random      tasks whose weights are random, so that their labels mean nothing
+    retried     error classes that `annotator retry` took up; then rows tried again are counted, as they are now
     images      manifest rows labelled by this run (each counted once, whatever the number of tasks)
+    found       manifest rows whose labels turned out to be there: another driver made them, or a worker of
+                this run that died before it could tell; they are in no other count
     statuses    label rows by status, by task, of the files this run created
     errors      label rows by error class
+    stages      (wall, CPU) seconds, wall summed over threads; copy, forward and post-process are the device's
     images_per_s  since the first shard came back
+    workers     processes that labelled a shard
+    cpu_s       of the workers, from their start, threads of libraries included
+    device_idle   share of the time, each worker's first shard left out, in which devices had nothing to do
+    efficiency  speed as a share of that of forward passes alone, which each worker measured when it started
+    slowest     the stage that holds the run up
+    cost_per_million_images   at `price_per_gpu_hour` and the present speed, in the price's currency
     deferred    why shards were put off, by shard key; emptied when a later round does them
     """
 
     run_id: str
     state: str = "running"
     random: tuple[str, ...] = ()
+    retried: tuple[str, ...] = ()
     started: str = ""
     seconds: float = 0.0
     images: int = 0
+    found: int = 0
     images_left: int = 0
     shards: int = 0
     shards_left: int = 0
@@ -62,6 +75,16 @@ class Report:
     stages: dict[str, tuple[float, float]] = field(default_factory=dict)
     deferred: dict[str, str] = field(default_factory=dict)
     images_per_s: float = 0.0
+    workers: int = 0
+    cpu_s: float = 0.0
+    bytes_to_host: int = 0
+    peak_host_bytes: int = 0
+    peak_device_bytes: int = 0
+    device_idle: float | None = None
+    efficiency: float | None = None
+    slowest: str | None = None
+    price_per_gpu_hour: float | None = None
+    cost_per_million_images: float | None = None
 
     @property
     def bad_rows(self) -> int:
@@ -74,6 +97,9 @@ class Report:
             self.deferred[summary.shard.key] = summary.deferred
             return
         self.deferred.pop(summary.shard.key, None)
+        if not summary.created and not summary.retried:
+            self.found += summary.shard.end - summary.shard.first
+            return
         self.images += summary.rows
         self.shards += bool(summary.created)
         self.statuses = add_counts(self.statuses, summary.statuses)
@@ -83,6 +109,17 @@ class Report:
         for name, (wall, cpu) in summary.stages.items():
             before = self.stages.get(name, (0.0, 0.0))
             self.stages[name] = (before[0] + wall, before[1] + cpu)
+
+    def measure(self, pace: Pace, gpus_per_worker: float) -> None:
+        """Take in how fast the run goes; a worker without a GPU is priced as one."""
+        self.workers, self.cpu_s, self.bytes_to_host = pace.workers, round(pace.cpu_s, 3), pace.bytes_to_host
+        self.peak_host_bytes, self.peak_device_bytes = pace.peak_host_bytes, pace.peak_device_bytes
+        self.device_idle, self.efficiency = pace.idle, pace.efficiency
+        self.stages |= pace.device_stages
+        self.slowest = slowest(self.stages, self.device_idle)
+        if self.price_per_gpu_hour is not None and self.images_per_s:
+            price_s = self.price_per_gpu_hour / 3600 * (gpus_per_worker or 1) * self.workers
+            self.cost_per_million_images = round(price_s / self.images_per_s * 1e6, 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -99,6 +136,9 @@ class Watcher(Protocol):
     def progressed(self, report: Report) -> None:
         """A shard came back."""
 
+    def waiting(self, seconds: float, why: str) -> None:
+        """Storage is in trouble, and the run waits for so long."""
+
     def ended(self, report: Report) -> None:
         """The run is over, whatever the reason."""
 
@@ -106,16 +146,34 @@ class Watcher(Protocol):
 class Reporter:
     """Keeps the report, its record in storage and the watcher up to date. Use as a context manager."""
 
-    def __init__(self, job: Job, storage: Storage, watcher: Watcher, *, random: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        job: Job,
+        storage: Storage,
+        watcher: Watcher,
+        *,
+        random: tuple[str, ...] = (),
+        retried: tuple[str, ...] = (),
+        price_per_gpu_hour: float | None = None,
+    ) -> None:
         started = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
-        self.report = Report(run_id=new_run_id(), started=started, random=random)
+        self.report = Report(
+            run_id=new_run_id(),
+            started=started,
+            random=random,
+            retried=retried,
+            price_per_gpu_hour=price_per_gpu_hour,
+        )
         self._job, self._storage, self._watcher = job, storage, watcher
         self._start = time.monotonic()
+        self._pace = Pace()
         self._recorded: float | None = None
         self._first: tuple[float, int] | None = None  # seconds and images when the first shard came back
 
     def planned(self, plan: Plan) -> None:
         """A round begins with this much left."""
+        if self.report.rounds and not self.report.retried:
+            self.report.found += max(0, self.report.images_left - plan.rows_left)
         self.report.images_left, self.report.shards_left = plan.rows_left, len(plan)
         if not plan.is_done:
             self.report.rounds += 1
@@ -128,12 +186,19 @@ class Reporter:
         report.add(summary)
         report.seconds = time.monotonic() - self._start
         report.images_per_s = round(self._rate(), 2)
+        if summary.work is not None:
+            self._pace.add(summary.work)
+            report.measure(self._pace, self._job.gpus_per_worker or 0)
         if summary.done:
             report.shards_left -= 1
-            report.images_left -= summary.shard.end - summary.shard.first
+            report.images_left -= summary.images
         self._watcher.progressed(report)
         self._record()
         self._check_budget()
+
+    def waits(self, seconds: float, why: str) -> None:
+        """Storage is in trouble, and the run waits for so long before it goes on."""
+        self._watcher.waiting(seconds, redact(why))
 
     def _rate(self) -> float:
         """Return images a second, the start of Ray and the loading of models left out where that can be told."""
@@ -146,7 +211,7 @@ class Reporter:
 
     def _check_budget(self) -> None:
         rows = sum(n for by in self.report.statuses.values() for n in by.values())
-        budget = self._job.failure_budget
+        budget = 1.0 if self.report.retried else self._job.failure_budget  # rows tried again were bad before
         if rows >= _MIN_BUDGET_ROWS and _lower_bound(self.report.bad_rows, rows) > budget:
             raise BudgetExceededError(
                 f"{self.report.bad_rows} of {rows} label rows are bad ({self.report.errors}), clearly more than "

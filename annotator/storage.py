@@ -1,7 +1,7 @@
-"""Local folders and S3 behind six verbs: info, read, open, list, create, replace.
+"""Local folders and S3 behind seven verbs: info, read, open, list, create, replace, replace_if.
 
 The one promise that everything rests on is `create`: an object comes into being whole, once, by whoever
-is first, and nobody ever sees half of it (DESIGN section 3, "Commit").
+is first, and nobody ever sees half of it (DESIGN section 3, "Commit"); of all who `replace_if`, one does.
 
 Why our own retries (2026-11): s3fs, botocore and aiohttp each retry some faults, with bodies they may have
 read already and without saying that a first try may have gone through. They are switched off here; each
@@ -15,13 +15,13 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-import random
 import re
 import stat
-import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote
@@ -29,8 +29,8 @@ from urllib.parse import unquote
 import pyarrow.fs as pafs
 
 from annotator import local
-from annotator.errors import AnnotatorError, NotFoundError, StorageError, TransientStorageError
-from annotator.faults import ExistsError, OutOfRangeError, translate
+from annotator.errors import NotFoundError, StorageError, TransientStorageError
+from annotator.faults import ExistsError, OutOfRangeError, retry
 from annotator.job import StorageOptions
 
 T = TypeVar("T")
@@ -40,17 +40,18 @@ MAX_PUT_BYTES = 5 * 2**30
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SLOWEST_UPLOAD = 2**20  # bytes a second below which a PUT is given up and tried again
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 8.0
 _ABANDONED_S = 86_400.0  # no upload to a local disk takes a day
+_MARK = "annotator-writer"  # metadata of a replaced object, by which its writer knows it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectInfo:
-    """One file or object. `etag` is None for local files."""
+    """One file or object. `etag` is None for local files; `version` changes with each write."""
 
     uri: str
     size: int
     etag: str | None
+    version: str | None = None
 
 
 def is_local(uri: str) -> bool:
@@ -109,16 +110,9 @@ class Storage:
             status = self._retry(uri, lambda: os.stat(_path(uri)))
             if not stat.S_ISREG(status.st_mode):
                 raise NotFoundError(f"{uri}: is not a file")
-            return ObjectInfo(uri=uri, size=status.st_size, etag=None)
-        bucket, key = _split(uri)
-        try:
-            reply = self._s3(uri, "head_object", Bucket=bucket, Key=key)
-        except (NotFoundError, TransientStorageError):
-            raise
-        except StorageError:
-            self._get(uri, 0, 1)  # a reply to HEAD has no body, so it can't say why; this one can
-            raise
-        return ObjectInfo(uri=uri, size=int(reply["ContentLength"]), etag=_etag(reply))
+            return ObjectInfo(uri=uri, size=status.st_size, etag=None, version=local.version(status))
+        reply = self._head(uri)
+        return ObjectInfo(uri=uri, size=int(reply["ContentLength"]), etag=_etag(reply), version=_etag(reply))
 
     def exists(self, uri: str) -> bool:
         """Return whether the object exists now."""
@@ -162,14 +156,34 @@ class Storage:
         """
         if is_local(uri):
             return self._retry(uri, lambda: local.create(source, _path(uri), _path(output)))
-        return self._put(source, uri, only_if_absent=True)
+        return self._put(source, uri, {"IfNoneMatch": "*"})
 
     def replace(self, source: Path | bytes, uri: str, *, output: str) -> None:
         """Write the object, over any that exists; readers see the old one or the new one, whole."""
         if is_local(uri):
             self._retry(uri, lambda: local.replace(source, _path(uri), _path(output)))
         else:
-            self._put(source, uri, only_if_absent=False)
+            self._put(source, uri, {})
+
+    def replace_if(self, source: Path | bytes, version: str, uri: str, *, output: str) -> bool:
+        """Replace the object if it is still the version that `info` gave. False: it is another by now, or gone.
+
+        Atomic: of all writers that name a version one wins. After a lost reply the call knows its own object on S3;
+        on a disk it says False if the rename was done and an error followed.
+        """
+        if is_local(uri):
+            return self._retry(uri, lambda: local.replace_if(source, version, _path(uri), _path(output)))
+        mark = uuid.uuid4().hex
+        for etag in (f'"{version}"', version):  # RGW 16.2 knows the bare one alone (reference/io.md, part 1)
+            try:
+                if self._put(source, uri, {"IfMatch": etag, "Metadata": {_MARK: mark}}):
+                    return True
+                found = self._head(uri)
+            except NotFoundError:
+                break
+            if _etag(found) != version:
+                return bool(found.get("Metadata", {}).get(_MARK) == mark)  # ours, if the first reply was lost
+        return False
 
     def sweep(self, output: str) -> None:
         """Remove temporary files that killed writers left in the output more than a day ago (local outputs only)."""
@@ -185,28 +199,12 @@ class Storage:
 
     def _retry(self, uri: str, call: Callable[[], T]) -> T:
         """Return call(), tried again while it fails in passing; errors become annotator's own."""
-        for attempt in range(self.attempts):
-            try:
-                return call()
-            except AnnotatorError as err:
-                error: AnnotatorError = err
-            except Exception as err:
-                known = translate(err, uri)
-                if known is None:
-                    raise
-                error = known
-            if not isinstance(error, TransientStorageError):
-                raise error from None  # the cause's text may hold what redaction cut
-            if attempt + 1 < self.attempts:
-                pause = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
-                time.sleep(pause * random.uniform(0.5, 1.5))  # jitter: workers must not come back all at once
-        tries = f"{self.attempts} attempts" if self.attempts > 1 else "1 attempt"
-        raise TransientStorageError(f"{error} (after {tries})") from None
+        return retry(call, uri, self.attempts)
 
     def _list_local(self, path: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[ObjectInfo]:
         for name, is_folder, status in self._retry(path, lambda: local.scan(path)):
             if not is_folder:
-                yield ObjectInfo(uri=prefix + name, size=status.st_size, etag=None)
+                yield ObjectInfo(uri=prefix + name, size=status.st_size, etag=None, version=local.version(status))
             elif (inode := (status.st_dev, status.st_ino)) not in above:  # a link to a folder above ends here
                 yield from self._list_local(os.path.join(path, name), f"{prefix}{name}/", above | {inode})
 
@@ -217,17 +215,15 @@ class Storage:
             page = self._s3(folder, "list_objects_v2", Bucket=bucket, Prefix=key, **more)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # a "folder" that a console made
-                    yield ObjectInfo(uri=f"s3://{bucket}/{entry['Key']}", size=int(entry["Size"]), etag=_etag(entry))
+                    uri, etag = f"s3://{bucket}/{entry['Key']}", _etag(entry)
+                    yield ObjectInfo(uri=uri, size=int(entry["Size"]), etag=etag, version=etag)
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _s3(self, uri: str, operation: str, **kwargs: Any) -> dict[str, Any]:
         """Return the reply to one S3 operation without a body either way."""
-
-        async def call(fs: Any) -> Any:
-            return await fs._call_s3(operation, **kwargs)
-
+        call = methodcaller("_call_s3", operation, **kwargs)
         return cast("dict[str, Any]", self._retry(uri, lambda: self._run(call, self.timeout_s)))
 
     def _run(self, call: Callable[[Any], Any], timeout_s: float) -> Any:
@@ -265,8 +261,18 @@ class Storage:
         except OutOfRangeError:
             return b""
 
-    def _put(self, source: Path | bytes, uri: str, *, only_if_absent: bool) -> bool:
-        """Write an object by one PutObject. False: it existed, and only_if_absent was asked for.
+    def _head(self, uri: str) -> dict[str, Any]:
+        bucket, key = _split(uri)
+        try:
+            return self._s3(uri, "head_object", Bucket=bucket, Key=key)
+        except (NotFoundError, TransientStorageError):
+            raise
+        except StorageError:
+            self._get(uri, 0, 1)  # a reply to HEAD has no body, so it can't say why; this one can
+            raise
+
+    def _put(self, source: Path | bytes, uri: str, settings: dict[str, Any]) -> bool:
+        """Write an object by one PutObject. False: the condition among the settings does not hold.
 
         Never multipart: some servers ignore the condition there (reference/io.md, part 1).
         """
@@ -274,13 +280,12 @@ class Storage:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size > MAX_PUT_BYTES:
             raise StorageError(f"{uri}: {size} bytes exceed one S3 PUT (5 GiB); use a smaller shard_rows")
-        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
 
         def put() -> bool:
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as body:
 
                 async def call(fs: Any) -> Any:
-                    return await fs._call_s3("put_object", Bucket=bucket, Key=key, Body=body, **condition)
+                    return await fs._call_s3("put_object", Bucket=bucket, Key=key, Body=body, **settings)
 
                 self._run(call, self.timeout_s + size / _SLOWEST_UPLOAD)
             return True
@@ -319,7 +324,7 @@ class _RemoteFile(io.RawIOBase):
         try:
             data = self._storage._get(self._info.uri, self._at, length, self._info.etag)
         except ExistsError:
-            raise StorageError(f"{self._info.uri}: was replaced while it was read; read it again") from None
+            raise TransientStorageError(f"{self._info.uri}: was replaced while it was read; read it again") from None
         self._at += len(data)
         return data
 
@@ -361,6 +366,8 @@ def _filesystem(options: StorageOptions, timeout_s: float, tries: int, pid: int)
 def _split(uri: str, *, folder: bool = False) -> tuple[str, str]:
     """Return bucket and key; for a folder the key ends in a slash, or is empty for the whole bucket."""
     bucket, _, key = uri[5:].partition("/")
+    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):  # botocore would quote it in its message
+        raise StorageError(f"{uri}: holds a user or a password; credentials come from the environment or a profile")
     if folder:
         key = key.rstrip("/")
         return bucket, f"{key}/" if key else ""

@@ -9,14 +9,16 @@ shards in flight, so two calls at once keep it busy across the edge of a shard.
 from __future__ import annotations
 
 import os
+import socket
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from annotator.envelope import Row, Status
@@ -31,15 +33,16 @@ from annotator.errors import (
 from annotator.job import Job
 from annotator.manifest import Manifest, read_pin, read_rows
 from annotator.shards import Shard, label_uri
-from annotator.stages.decode import Image, decode, decode_isolated
+from annotator.stages.decode import CRASHES, Image, decode, decode_isolated
 from annotator.stages.device import Device
-from annotator.stages.encode import LabelWriter, Spool
-from annotator.stages.fetch import fetch
-from annotator.stages.networks import build_networks, choose_batch_size, choose_device, open_tasks, with_needs
+from annotator.stages.encode import LabelFiles, Spool
+from annotator.stages.fetch import Fetcher
+from annotator.stages.mend import UnmendableError, mend, rows_to_mend
+from annotator.stages.networks import build_networks, choose_device, open_tasks, with_needs
 from annotator.stages.people import Found, people_of_boxes, read_people
-from annotator.stages.times import StageTimes
+from annotator.stages.times import StageTimes, peak_memory
 from annotator.storage import Storage
-from annotator.summary import Summary
+from annotator.summary import Summary, Work
 from annotator.tasks import BOXES_COLUMN, PERSON, Arrays, people_source
 
 STALL_S = 1800.0
@@ -70,33 +73,46 @@ class Worker:
 
     tasks        names of the tasks to label, default all of the job's; what they need runs, but is not committed
     last_round   decode each image in a process of its own, and let lone passing faults become rows
+    redo         error classes: label only rows that have one of them, in label files that are there
 
     Raises CheckpointError when weights are missing or are not those that the output's record names.
     """
 
-    def __init__(self, job: Job, *, tasks: tuple[str, ...] = (), last_round: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        tasks: tuple[str, ...] = (),
+        last_round: bool = False,
+        redo: frozenset[str] = frozenset(),
+    ) -> None:
         self._job = job
-        self._last_round = last_round
+        self._last_round, self._redo = last_round or not CRASHES.isdisjoint(redo), redo
         self._storage = Storage(options=job.storage)
-        self._images = Storage(options=job.storage, attempts=job.limits.attempts, timeout_s=job.limits.fetch_timeout_s)
         self._names = tasks or tuple(job.tasks)
         self._tasks = open_tasks(job, self._storage, self._names)
         self._spool = Spool(job.spool_dir)  # before the models: where it can't be, nothing need be loaded
         device = choose_device(job)
-        batch_size = choose_batch_size(job, device)
-        build = partial(build_networks, job, self._tasks, device, batch_size)
-        self._device = Device(build, device=device, batch_size=batch_size)
+        build = partial(build_networks, job, self._tasks, device)
+        try:
+            self._device = Device(build, device=device)
+        except BaseException:
+            self._spool.close()
+            raise
+        self._fetch = Fetcher(job)
+        batch_size = self._device.batch_size
         self._window = min(64, max(8, 4 * batch_size))
         self._pool = ThreadPoolExecutor(2 * self._window, thread_name_prefix="image")
         # bounds full-size pictures in memory; enough that a detector's batches can fill
         self._pictures = threading.BoundedSemaphore(max(os.cpu_count() or 1, 2 * batch_size))
-        self._busy_s = 0.0
         self._stopping = False
+        self._ready = time.monotonic()
 
     def close(self) -> None:
-        """End the threads and remove the spool."""
+        """End the threads and remove the spool. A device that hangs is left behind."""
+        self._device.close()  # first: images in flight may wait for it
         self._pool.shutdown(cancel_futures=True)
-        self._device.close()
+        self._fetch.close()
         self._spool.close()
 
     def __enter__(self) -> Worker:
@@ -115,8 +131,10 @@ class Worker:
             return self._label(shard)
         except WorkerStalledError:
             raise
-        except (_Deferred, TransientStorageError) as err:
+        except (_Deferred, UnmendableError) as err:
             return Summary(shard=shard, deferred=_one_line(err))
+        except TransientStorageError as err:
+            return Summary(shard=shard, deferred=_one_line(err), passing=True)
         except (StorageError, InvalidInputError) as err:
             return Summary(shard=shard, deferred=_one_line(err), fatal=True)
         except Exception as err:  # a bug of ours must cost this shard a round, and be told, not the whole run
@@ -127,55 +145,78 @@ class Worker:
         self._stopping = True
 
     def _label(self, shard: Shard) -> Summary:
-        output, times = self._job.output, StageTimes()
-        uris = {name: label_uri(output, name, shard) for name in self._names}
-        existed = tuple(name for name, uri in uris.items() if self._storage.exists(uri))
-        lacking = tuple(name for name in uris if name not in existed)
+        times = StageTimes()
+        uris = {name: label_uri(self._job.output, name, shard) for name in self._names}
+        again = {name: rows_to_mend(self._storage, uris[name], self._redo) for name in uris if self._redo}
+        lacking = tuple(name for name in uris if (again[name] if self._redo else not self._storage.exists(uris[name])))
         if not lacking:
-            return Summary(shard=shard, existed=existed)
-        statuses: dict[str, Counter[str]] = {name: Counter() for name in lacking}
-        errors: dict[str, Counter[str]] = {name: Counter() for name in lacking}
-        bytes_in = 0
+            return Summary(shard=shard, existed=tuple(uris), retried=bool(self._redo))
+        bytes_in = rows = 0
         created: list[str] = []
         with self._spool.folder() as folder:
-            with ExitStack() as stack:
-                writers = {
-                    name: stack.enter_context(LabelWriter(folder / f"{name}.parquet", self._tasks[name].schema))
-                    for name in lacking
-                }
-                for labelled in self._labelled(shard, lacking, times):
+            with LabelFiles(folder, {name: self._tasks[name].schema for name in lacking}) as files:
+                only = frozenset[int]().union(*again.values()) if self._redo else None
+                for labelled in self._labelled(shard, lacking, times, only):
                     bytes_in += labelled.bytes_in
-                    for name in lacking:
-                        row = labelled.rows[name]
-                        writers[name].append(row)
-                        statuses[name][row["status"]] += 1
-                        errors[name].update([row["error_class"]] if row["error_class"] else [])
-            rows = {name: writer.rows for name, writer in writers.items()}
-            bytes_out = sum(writer.path.stat().st_size for writer in writers.values())
+                    rows += 1
+                    with times.stage("encode"):
+                        for name in lacking:
+                            if not self._redo or labelled.rows[name]["row"] in again[name]:
+                                files.append(name, labelled.rows[name])
             with times.stage("commit"):
-                for name, writer in writers.items():
-                    if self._storage.create(writer.path, uris[name], output=output):
+                for name, path in files.paths.items():
+                    if self._commit(name, path, uris[name]):
                         created.append(name)
+            bytes_out = files.num_bytes
+        told = lacking if self._redo else created
         return Summary(
             shard=shard,
             created=tuple(created),
             existed=tuple(name for name in uris if name not in created),
-            rows=max(rows.values()),
-            statuses={name: dict(statuses[name]) for name in created},
-            errors=dict(sum((errors[name] for name in created), Counter())),
+            retried=bool(self._redo),
+            rows=rows,
+            statuses={name: dict(files.statuses[name]) for name in told},
+            errors=dict(sum((files.errors[name] for name in told), Counter())),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
-            stages={**times.seconds(), "device": (self._take_busy_s(), 0.0)},
+            stages=times.seconds(),
+            work=self._work(),
         )
 
-    def _labelled(self, shard: Shard, lacking: tuple[str, ...], times: StageTimes) -> Iterator[_Labelled]:
-        """Yield the labels of a shard's rows in row order, a bounded window of images in flight."""
+    def _commit(self, name: str, path: Path, uri: str) -> bool:
+        """Publish a task's label file, or put its rows in the place of bad ones; return whether this wrote anything."""
+        output = self._job.output
+        if self._redo:
+            return mend(self._storage, uri, self._tasks[name].record, path, output=output)
+        return self._storage.create(path, uri, output=output)
+
+    def label_rows(self, shard: Shard, rows: Collection[int]) -> Iterator[dict[str, dict[str, Any]]]:
+        """Yield label rows by task, made anew for these manifest rows of a shard, in row order; commits nothing.
+
+        A passing fault is a row as well (`fetch_timeout`). Raises StorageError when storage is gone, and
+        TransientStorageError when the manifest lacks one of the rows.
+        """
+        try:
+            for labelled in self._labelled(shard, self._names, StageTimes(), frozenset(rows)):
+                yield labelled.rows
+        except _Deferred as err:
+            raise TransientStorageError(str(err)) from None
+
+    def _labelled(
+        self, shard: Shard, lacking: tuple[str, ...], times: StageTimes, only: frozenset[int] | None = None
+    ) -> Iterator[_Labelled]:
+        """Yield the labels of a shard's rows in row order, a bounded window of images in flight.
+
+        `only` takes these rows alone; nothing hangs on their passing faults, so none puts the shard off.
+        """
         manifest, rows = self._rows(shard)
         window: deque[Future[_Labelled]] = deque()
-        allowed = max(2, (shard.end - shard.first) * 5 // 100)  # DESIGN 2.6
+        allowed = self._allowed_faults(shard) if only is None else len(only)
         faults = num_rows = 0
         try:
             for row, known in rows:
+                if only is not None and row.index not in only:
+                    continue
                 if self._stopping:
                     raise _Deferred("the run was stopped")
                 num_rows += 1
@@ -183,16 +224,16 @@ class Worker:
                 if len(window) < self._window:
                     continue
                 labelled = _wait(window.popleft(), shard)
-                faults += self._count_fault(labelled, faults, allowed)
+                faults += _count_fault(labelled, faults, allowed)
                 yield labelled
             while window:
                 labelled = _wait(window.popleft(), shard)
-                faults += self._count_fault(labelled, faults, allowed)
+                faults += _count_fault(labelled, faults, allowed)
                 yield labelled
         finally:
             for future in window:
                 future.cancel()
-        _check_count(manifest, shard, num_rows)
+        _check_count(manifest, shard, num_rows, only)
 
     def _rows(self, shard: Shard) -> tuple[Manifest, Iterator[tuple[Row, dict[str, Found]]]]:
         """Return the shard's manifest and its rows, each with the labels that come with it: people, or none."""
@@ -208,13 +249,9 @@ class Worker:
             return manifest, ((row, {PERSON: people[row.index]}) for row in rows)
         return manifest, ((row, {}) for row in rows)
 
-    def _count_fault(self, labelled: _Labelled, faults: int, allowed: int) -> int:
-        """Return 1 for a passing fault, else 0; raise _Deferred when the shard had better wait."""
-        if labelled.transient is None:
-            return 0
-        if not self._last_round or faults + 1 > allowed:
-            raise _Deferred(f"{labelled.transient.error_class}: {_one_line(labelled.transient)}")
-        return 1
+    def _allowed_faults(self, shard: Shard) -> int:
+        """Return how many rows of a shard may fail in passing before it had better wait (DESIGN 2.6)."""
+        return max(2, (shard.end - shard.first) * 5 // 100) if self._last_round else 0
 
     def _label_image(
         self, shard: Shard, row: Row, known: dict[str, Found], lacking: tuple[str, ...], times: StageTimes
@@ -231,7 +268,7 @@ class Worker:
         bytes_in = 0
         try:
             with times.stage("fetch"):
-                data = fetch(row, self._images, self._job.limits)
+                data = self._fetch(row)
             bytes_in = len(data)
             with self._pictures:
                 image = self._decode(data, times)
@@ -243,7 +280,7 @@ class Worker:
         base |= {"height": image.height, "width": image.width, "error": image.note}
         del image  # the pixels are not needed while the device works
         found = {name: self._collect(outcome, times) for name, outcome in outcomes.items()}
-        rows = {name: {**base, **self._encode(name, image_yx, found, times)} for name in lacking}
+        rows = {name: _with_notes(base, self._encode(name, image_yx, found, times)) for name in lacking}
         passing = (err for err in found.values() if isinstance(err, ImageError) and err.transient)
         return _Labelled(rows, next(passing, None), bytes_in)
 
@@ -310,10 +347,15 @@ class Worker:
                 return _error(err)
         return {"status": Status.OK.value, "error_class": None, **columns}
 
-    def _take_busy_s(self) -> float:
-        """Return the seconds the device thread worked since this was last asked."""
-        busy_s, self._busy_s = self._device.busy_s - self._busy_s, self._device.busy_s
-        return busy_s
+    def _work(self) -> Work:
+        """Return what this worker as a whole has done so far."""
+        return Work(
+            worker=f"{socket.gethostname()}/{os.getpid()}",
+            seconds=time.monotonic() - self._ready,
+            cpu_s=time.process_time(),
+            peak_host_bytes=peak_memory(),
+            **asdict(self._device.work()),
+        )
 
 
 def _wait(future: Future[_Labelled], shard: Shard) -> _Labelled:
@@ -323,10 +365,28 @@ def _wait(future: Future[_Labelled], shard: Shard) -> _Labelled:
         raise WorkerStalledError(f"{shard}: no image finished in {STALL_S:.0f} s") from None
 
 
-def _check_count(manifest: Manifest, shard: Shard, num_rows: int) -> None:
-    expected = shard.end - shard.first
-    if num_rows > expected or (manifest.where is None and num_rows < expected):
+def _count_fault(labelled: _Labelled, faults: int, allowed: int) -> int:
+    """Return 1 for a passing fault, else 0; raise when there are more than allowed: the shard had better wait."""
+    if labelled.transient is None:
+        return 0
+    if faults + 1 > allowed:
+        is_storage = isinstance(labelled.transient.__cause__, TransientStorageError)
+        kind = TransientStorageError if is_storage else _Deferred
+        raise kind(f"{labelled.transient.error_class}: {_one_line(labelled.transient)}")
+    return 1
+
+
+def _check_count(manifest: Manifest, shard: Shard, num_rows: int, only: frozenset[int] | None) -> None:
+    expected = shard.end - shard.first if only is None else len(only)
+    may_be_fewer = only is None and manifest.where is not None
+    if num_rows > expected or (num_rows < expected and not may_be_fewer):
         raise _Deferred(f"{shard}: the manifest gave {num_rows} rows, {expected} expected")
+
+
+def _with_notes(base: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a decoded image; what its task left out is told beside what decoding did."""
+    notes = (base["error"], columns.get("error")) if columns["error_class"] is None else (columns["error"],)
+    return {**base, **columns, "error": "; ".join(filter(None, notes)) or None}
 
 
 def _error(err: ImageError) -> dict[str, Any]:

@@ -257,6 +257,10 @@ def _no_memory(header: Header) -> ImageError:
     return ImageError("unreadable", "out_of_memory", found, transient=True)
 
 
+CRASHES = frozenset({"decoder_crashed", "decoder_timeout"})
+"""Error classes of images that end or hold up the process which decodes them."""
+
+
 def decode_isolated(
     data: bytes,
     limits: Limits,

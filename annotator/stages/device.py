@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +25,62 @@ from torch import Tensor
 
 from annotator.envelope import Status
 from annotator.errors import ImageError, WorkerStalledError
+from annotator.stages.times import StageTimes
 from annotator.tasks import Arrays
 
 LINGER_S = 0.05
 """How long a part-filled batch waits for more images: short beside a forward pass, long beside a decode."""
 
+_STEPS = ("copy", "forward", "post-process", "copy")
+"""What lies between the marks of a batch."""
+
+CLOSE_S = 60.0
+"""How long `close` waits for the batches that are enqueued: there are two a network at most."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """A model ready to run: `forward` takes RGB uint8 (B, H, W, 3) on the device; `decode` turns what it gives,
-    and the geometry of each input, into label tensors an input."""
+    """A model ready to run.
+
+    forward  RGB uint8 (B, H, W, 3) on the device -> what `decode` understands
+    decode   that, and the geometry of each input -> label tensors an input
+    bare_s   seconds an input takes in a loop of forward passes alone; 0 where nobody measured
+    """
 
     forward: Callable[[Tensor], Any]
     decode: Callable[[Any, Sequence[Any]], list[dict[str, Tensor]]]
+    bare_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What a device runs: networks by name, and how many images it takes at once at most."""
+
+    by_name: Mapping[str, Network]
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceWork:
+    """What the device has done so far.
+
+    stages         (wall, CPU) seconds of copy, forward and post-process; wall on the device itself, so that the
+                   three add up to the time in which it was busy; CPU of the device thread
+    bare_s         seconds that a loop of forward passes alone would have taken for the same inputs
+    bytes_to_host  of labels, copied from the device or left where they are if that is the host
+    peak_device_bytes   the most memory of the device that was held at once, since the start; 0 on a CPU
+    waiting        inputs enqueued right now
+    batches        run so far; `batch_slots`, the places in them; `batch_inputs`, those that an input took
+    """
+
+    stages: dict[str, tuple[float, float]]
+    bare_s: float
+    bytes_to_host: int
+    peak_device_bytes: int
+    waiting: int
+    batches: int
+    batch_slots: int
+    batch_inputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +93,12 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A batch under way: label tensors copied, or being copied, to the host."""
+    """A batch under way: label tensors copied, or being copied, to the host. Marks: CUDA events between steps."""
 
     network: str
     requests: Sequence[_Request]
     labels: list[dict[str, Tensor]]
-    event: torch.cuda.Event | None
+    marks: Sequence[torch.cuda.Event]
 
 
 class Device:
@@ -64,12 +108,13 @@ class Device:
     the same. `batch_size` is a ceiling; it only ever shrinks.
     """
 
-    def __init__(self, build: Callable[[], Mapping[str, Network]], *, device: torch.device, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.busy_s = 0.0
-        self.num_batches = 0
-        self.num_images = 0
+    batch_size: int
+
+    def __init__(self, build: Callable[[], Networks], *, device: torch.device) -> None:
         self._device = device
+        self._times = StageTimes()
+        self._bare_s, self._bytes_to_host = 0.0, 0
+        self._batches = self._batch_slots = self._batch_inputs = 0
         self._queues: dict[str, deque[_Request]] = {}
         self._running: list[_Request] = []
         self._changed = threading.Condition()
@@ -98,16 +143,33 @@ class Device:
             self._changed.notify_all()
         return request.result
 
+    def work(self) -> DeviceWork:
+        """Return what the device has done so far."""
+        peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
+        return DeviceWork(
+            stages=self._times.seconds(),
+            bare_s=self._bare_s,
+            bytes_to_host=self._bytes_to_host,
+            peak_device_bytes=peak,
+            waiting=sum(len(queue) for queue in self._queues.values()),
+            batches=self._batches,
+            batch_slots=self._batch_slots,
+            batch_inputs=self._batch_inputs,
+        )
+
     def close(self) -> None:
-        """Finish what is enqueued and end the thread."""
+        """Finish what is enqueued and end the thread; give both up after CLOSE_S, for a device can hang."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            self._give_up(TimeoutError(f"it did not end in {CLOSE_S:.0f} s"))
 
-    def _run(self, build: Callable[[], Mapping[str, Network]], ready: Future[None]) -> None:
+    def _run(self, build: Callable[[], Networks], ready: Future[None]) -> None:
         try:
-            self._networks = build()
+            built = build()
+            self._networks, self.batch_size = built.by_name, built.batch_size
             self._queues = {name: deque() for name in self._networks}
         except BaseException as err:
             ready.set_exception(err)
@@ -125,7 +187,6 @@ class Device:
             taken = self._take(wait=launched is None)
             if taken is None and launched is None:
                 return
-            start = time.perf_counter()
             self._running = [r for r in self._running if not r.result.done()] + (taken[1] if taken else [])
             following = self._attempt(*taken) if taken else None
             if launched:
@@ -134,7 +195,6 @@ class Device:
             if self._device.type == "cpu" and launched:  # nothing runs behind our back
                 self._finish(launched)
                 launched = None
-            self.busy_s += time.perf_counter() - start
 
     def _take(self, *, wait: bool) -> tuple[str, list[_Request]] | None:
         """Return the next batch; None when there is none and waiting is over or not asked for."""
@@ -165,16 +225,30 @@ class Device:
             return None
 
     def _launch(self, network: str, requests: Sequence[_Request]) -> _Launched:
-        found = self._networks[network]
-        labels = found.decode(found.forward(self._upload(requests)), [r.geometry for r in requests])
-        labels = [{name: self._download(value) for name, value in label.items()} for label in labels]
-        event = None
+        found, marks = self._networks[network], self._mark([])
+        with self._timed("copy"):
+            batch_BHW3 = self._upload(requests)
+        self._mark(marks)
+        with self._timed("forward"):
+            output = found.forward(batch_BHW3)
+        self._mark(marks)
+        with self._timed("post-process"):
+            labels = found.decode(output, [r.geometry for r in requests])
+        self._mark(marks)
+        with self._timed("copy"):
+            labels = [{name: self._download(value) for name, value in label.items()} for label in labels]
+        return _Launched(network, requests, labels, self._mark(marks))
+
+    def _timed(self, stage: str) -> AbstractContextManager[None]:
+        """Count the body's CPU; its wall time as well, unless it only launches what a GPU does later."""
+        return self._times.stage(stage, count_wall=self._device.type != "cuda")
+
+    def _mark(self, marks: list[torch.cuda.Event]) -> list[torch.cuda.Event]:
+        """Return the marks and, on a GPU, one more at what is launched next."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record()
-        self.num_batches += 1
-        self.num_images += len(requests)
-        return _Launched(network, requests, labels, event)
+            marks.append(torch.cuda.Event(enable_timing=True))
+            marks[-1].record()
+        return marks
 
     def _upload(self, requests: Sequence[_Request]) -> Tensor:
         batch_BHWC = torch.from_numpy(np.stack([r.input_HWC for r in requests]))
@@ -194,11 +268,18 @@ class Device:
 
     def _finish(self, launched: _Launched) -> None:
         try:
-            if launched.event:
-                launched.event.synchronize()
+            if launched.marks:
+                launched.marks[-1].synchronize()
         except Exception as err:  # kernels fail when they are waited for
             self._bisect(launched.network, launched.requests, err)
             return
+        for stage, begin, end in zip(_STEPS, launched.marks, launched.marks[1:], strict=False):
+            self._times.add(stage, wall=begin.elapsed_time(end) / 1000)
+        self._bare_s += self._networks[launched.network].bare_s * len(launched.requests)
+        self._batches += 1
+        self._batch_slots += max(self.batch_size, len(launched.requests))
+        self._batch_inputs += len(launched.requests)
+        self._bytes_to_host += sum(value.nbytes for label in launched.labels for value in label.values())
         for request, label in zip(launched.requests, launched.labels, strict=True):
             request.result.set_result({name: value.numpy() for name, value in label.items()})
 

@@ -11,8 +11,9 @@ import errno
 import fcntl
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -64,6 +65,12 @@ class LabelWriter:
         if len(self._pending) == ROW_GROUP_ROWS:
             self._flush()
 
+    def copy(self, rows: pa.Table) -> None:
+        """Add rows of another label file, as one row group; not beside `append`."""
+        with _spooling(self.path):
+            self._writer.write_table(rows.unify_dictionaries().combine_chunks())
+        self.rows += rows.num_rows
+
     def _flush(self) -> None:
         if self._pending:
             table = pa.Table.from_pylist(self._pending, schema=self._schema)
@@ -79,6 +86,40 @@ class LabelWriter:
             self._flush()
         with _spooling(self.path):
             self._writer.close()
+
+
+class LabelFiles:
+    """A label file a task of one shard, in the spool, and what they hold: rows by status and by error class."""
+
+    def __init__(self, folder: Path, schemas: Mapping[str, pa.Schema]) -> None:
+        self.paths = {name: folder / f"{name}.parquet" for name in schemas}
+        self.statuses: dict[str, Counter[str]] = {name: Counter() for name in schemas}
+        self.errors: dict[str, Counter[str]] = {name: Counter() for name in schemas}
+        self._schemas = schemas
+        self._stack = ExitStack()
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one label row to a task's file."""
+        self._writers[name].append(row)
+        self.statuses[name][row["status"]] += 1
+        self.errors[name].update([row["error_class"]] if row["error_class"] else [])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files, once they are closed."""
+        return sum(path.stat().st_size for path in self.paths.values())
+
+    def __enter__(self) -> LabelFiles:
+        with ExitStack() as stack:
+            self._writers = {
+                name: stack.enter_context(LabelWriter(self.paths[name], schema))
+                for name, schema in self._schemas.items()
+            }
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 class Spool:

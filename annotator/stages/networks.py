@@ -15,10 +15,12 @@ from annotator.errors import CheckpointError
 from annotator.fingerprint import TaskRecord, read_task_records
 from annotator.job import Job
 from annotator.models import file_digest, load_network
-from annotator.models.runtime import pick_device, prepare
-from annotator.stages.device import Network
+from annotator.models.null import null_output
+from annotator.models.runtime import compile_model, pick_device, prepare
+from annotator.stages.device import Network, Networks
+from annotator.stages.trial import MOST_AT_ONCE, largest_batch, try_out
 from annotator.storage import Storage
-from annotator.tasks import PERSON, Task, resolve
+from annotator.tasks import PERSON, Input, Task, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +68,39 @@ def choose_device(job: Job) -> torch.device:
     return torch.device("cpu") if job.gpus_per_worker == 0 else pick_device()
 
 
-def choose_batch_size(job: Job, device: torch.device) -> int:
-    """Return images a batch. One where bytes must not depend on neighbours: kernels may round by position."""
-    if job.deterministic:
-        return 1
-    if job.batch_size != "auto":
-        return job.batch_size
-    return 8 if device.type == "cuda" else 2  # reference/roofline.md: 4 to 16 is enough for every model
-
-
-def build_networks(
-    job: Job, tasks: Mapping[str, OpenTask], device: torch.device, batch_size: int
-) -> dict[str, Network]:
+def build_networks(job: Job, tasks: Mapping[str, OpenTask], device: torch.device) -> Networks:
     """Load the models, in the device thread; refuse weights that are not those of the record."""
     if job.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
         if device.type == "cpu":
             torch.set_num_threads(1)  # sums are split by thread, and machines differ in their number
+    models = _load_models(job, tasks, device)
+    networks = {name: _network(opened, models[name], device) for name, opened in tasks.items()}
+    seen = {name: blank_input(opened) for name, opened in tasks.items()}
+    batch_size = _choose_batch_size(job, device, networks, seen)
+    for name, model in models.items():
+        compile_model(model, device=device, mode=job.compile)
+        networks[name] = try_out(name, networks[name], seen[name], device, batch_size)
+    return Networks(networks, batch_size)
+
+
+def _choose_batch_size(
+    job: Job, device: torch.device, networks: Mapping[str, Network], seen: Mapping[str, Input]
+) -> int:
+    """Return images a batch. One where bytes must not depend on neighbours: kernels may round by position."""
+    if job.deterministic:
+        return 1
+    if job.batch_size != "auto":
+        return job.batch_size
+    if device.type == "cpu":
+        return 2  # a CPU gains nothing by more
+    return min(largest_batch(networks[name], seen[name], device, MOST_AT_ONCE) for name in networks)
+
+
+def _load_models(job: Job, tasks: Mapping[str, OpenTask], device: torch.device) -> dict[str, Any]:
     storage = Storage(options=job.storage)
-    networks = {}
+    models = {}
     for name, opened in tasks.items():
         options, record = opened.options, opened.record
         dtype = getattr(torch, record.fingerprint["dtype"])
@@ -103,36 +118,32 @@ def build_networks(
             input_size=options.input_size,
             storage=storage,
         )
-        model = prepare(model, dtype=dtype, device=device, compile=job.compile)
-        networks[name] = Network(
-            forward=partial(_forward, opened.task, model, options), decode=partial(_decode_batch, opened.task, options)
-        )
-        _try_out(name, opened, networks[name], device, batch_size)
-    return networks
+        models[name] = prepare(model, dtype=dtype, device=device, compile="off")
+    return models
 
 
-def _try_out(name: str, opened: OpenTask, network: Network, device: torch.device, batch_size: int) -> None:
-    """Run one blank batch, so that a network or task that always fails ends the run and marks no image.
+def _network(opened: OpenTask, model: Any, device: torch.device) -> Network:
+    """Return the model as the device thread runs it; for a null model what costs it nothing."""
+    decode = partial(_decode_batch, opened.task, opened.options)
+    if not getattr(model, "is_null", False):
+        return Network(forward=partial(_forward, opened.task, model, opened.options), decode=decode)
+    output_1Chw = null_output(model.config).to(device)
+    known: dict[Any, dict[str, torch.Tensor]] = {}  # one entry an image size
 
-    On a GPU this is also where the one static shape is compiled.
-    """
+    def remembered(output: Any, geometries: Sequence[Any]) -> list[dict[str, torch.Tensor]]:
+        for geometry in set(geometries) - known.keys():
+            known[geometry] = decode(output_1Chw, [geometry])[0]
+        return [known[geometry] for geometry in geometries]
+
+    return Network(forward=lambda batch_BHW3: None, decode=remembered)
+
+
+def blank_input(opened: OpenTask) -> Input:
+    """Return what the network sees of a small blank image that a person fills."""
     whole = {"boxes": np.array([[0, 0, 32, 32]], np.float32), "scores": np.ones(1, np.float32)}
     blank_YXC = np.zeros((32, 32, 3), np.uint8)
     needs = {PERSON: [whole]}
-    seen = next(iter(opened.task.inputs(blank_YXC, (32, 32), opened.input_hw, opened.options, needs)))
-    images_BHW3 = torch.from_numpy(seen.pixels_HWC).to(device)[None]
-    if device.type == "cuda":
-        images_BHW3 = images_BHW3.repeat(batch_size, 1, 1, 1)
-    try:
-        with torch.inference_mode():
-            network.decode(network.forward(images_BHW3), [seen.geometry])
-    except torch.OutOfMemoryError:
-        return  # the device thread halves its batch when it meets this
-    except Exception as err:  # whatever a network raises
-        raise CheckpointError(
-            f"tasks.{name}: its network fails on a blank image, so on all: {type(err).__name__}: {err}; "
-            "try the checkpoint with `annotator models inspect`"
-        ) from err
+    return next(iter(opened.task.inputs(blank_YXC, (32, 32), opened.input_hw, opened.options, needs)))
 
 
 def _forward(task: Task, model: Any, options: Any, batch_BHWC: torch.Tensor) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,33 @@ class Input:
     geometry: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """A label that breaks its task's contract: the kind of problem, its index in the table, found and expected."""
+
+    kind: str
+    at: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """How far two ok labels of one image are apart, as one number that is 0 when they are equal.
+
+    measure   what the number is, unit included
+    between   two rows of columns, the stored one first -> the number
+    limits    by dtype of the network: what another batch or another machine may change at most
+    """
+
+    measure: str
+    between: Callable[[Mapping[str, Any], Mapping[str, Any]], float]
+    limits: Mapping[str, float]
+
+
+def _no_check(rows: pa.Table, fingerprint: Mapping[str, Any]) -> Iterator[Flaw]:
+    yield from ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """One kind of label; see `tasks/seg.py` for the pattern.
@@ -59,9 +86,13 @@ class Task:
     inputs    image pixels, the whole image's size, the network's -> what the network sees, none to some
     infer     the model, a batch (B, H, W, 3) uint8 RGB -> output that `decode` understands, on the device
     decode    that output, the inputs' geometries -> label tensors an input, on the device
-    encode    those as arrays on the host, one entry an input -> column values; may set `status`
+    encode    those as arrays on the host, one entry an input -> column values; may set `status`, and `error` to what
+              it left out
     load      one row's columns -> the label as arrays, in the stated unit
+    resize    a loaded map, another size (Y, X) -> the map at that size; None for labels that are no maps
     draw      picture of the image, RGB uint8 of any size; one ok row -> the label drawn, of the same size
+    check     label rows of any status, the record's fingerprint -> what in them breaks `fields` and `meaning`
+    drift     how labels made twice are compared; None: only whether they are equal
     """
 
     name: str
@@ -79,7 +110,10 @@ class Task:
     decode: Callable[[Any, Sequence[Any], Any], list[dict[str, Tensor]]]
     encode: Callable[[Sequence[Arrays], tuple[int, int], Any, Needs], dict[str, Any]]
     load: Callable[[Mapping[str, Any]], Any]
+    resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None
     draw: Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
+    check: Callable[[pa.Table, Mapping[str, Any]], Iterable[Flaw]] = _no_check
+    drift: Drift | None = None
 
 
 def task_names() -> list[str]:

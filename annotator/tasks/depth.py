@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -14,6 +16,7 @@ from annotator.dense import (
     LICENCE,
     BackgroundOptions,
     check_finite,
+    check_maps,
     draw_map,
     each,
     infer,
@@ -25,14 +28,17 @@ from annotator.dense import (
     zero_background,
 )
 from annotator.envelope import field, map_fields
-from annotator.geometry import Geometry, resize_to_label
-from annotator.tasks import Arrays, Task
+from annotator.geometry import Geometry, resize_to_label, values_to
+from annotator.tasks import Arrays, Drift, Flaw, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _STEPS = 65534
 """Stored numbers are 1 to 65535; 0 says that there is no depth."""
+
+_PNG = (16, 0)
+"""Bits and colour type, gray (PNG specification 11.2.2)."""
 
 _GREY = 100  # background of the reference's pictures: sapiens-v1.md 4.2
 
@@ -123,6 +129,35 @@ def paint(map_YX: np.ndarray) -> np.ndarray:
     return rgb_YXC
 
 
+def check(rows: pa.Table, fingerprint: Mapping[str, Any]) -> Iterator[Flaw]:
+    """Yield maps that are damaged or of the wrong size, offsets and scales of no use, holes where none may be."""
+    problem = partial(_problem, background=fingerprint["options"]["background"])
+    return check_maps(rows, fingerprint, "depth", _PNG, problem)
+
+
+def _problem(stored_YX: np.ndarray, row: Mapping[str, Any], *, background: str) -> str | None:
+    offset, scale = row["depth_offset"], row["depth_scale"]
+    if offset is None or scale is None or not (math.isfinite(offset) and math.isfinite(scale) and scale > 0):
+        return f"depth_offset {offset} and depth_scale {scale}, expected finite numbers and a scale above 0"
+    holes = stored_YX.size - cv2.countNonZero(stored_YX)
+    if holes and background == "keep":
+        return f"{holes} pixels without depth, expected none, for the background was kept"
+    return None
+
+
+def relative_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    """Return the mean difference as a share of the old map's range; 1 for other sizes or holes elsewhere."""
+    old_YX, new_YX = load(old), load(new)
+    known_YX = np.isfinite(old_YX)
+    if old_YX.shape != new_YX.shape or not np.array_equal(known_YX, np.isfinite(new_YX)):
+        return 1.0
+    if not known_YX.any():
+        return 0.0
+    mean = float(np.abs(old_YX - new_YX)[known_YX].mean(dtype=np.float64))
+    extent = float(np.ptp(old_YX[known_YX]))
+    return mean / extent if extent else float(mean > 0)
+
+
 TASK = Task(
     name="depth",
     version=1,
@@ -138,5 +173,12 @@ TASK = Task(
     decode=each(decode),
     encode=single(encode),
     load=load,
+    resize=values_to,
     draw=draw_map(load, paint, over=False),
+    check=check,
+    drift=Drift(
+        measure="mean difference as a share of the map's range",
+        between=relative_difference,
+        limits={"float32": 0.001, "bfloat16": 0.03},
+    ),
 )

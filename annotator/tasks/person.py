@@ -6,18 +6,20 @@ the label's are clipped to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from annotator.envelope import Status, field
 from annotator.job import TaskOptions
-from annotator.tasks import Arrays, Input, Needs, Task
+from annotator.people import box_difference, check_people, numbers, outside
+from annotator.tasks import Arrays, Drift, Flaw, Input, Needs, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,7 @@ LICENCE = "the RTMDet weights released with Sapiens pose are Apache-2.0"  # sapi
 
 _PAD = 114  # of the canvas: sapiens-v1.md 5.1
 _COLOUR = (255, 200, 0)
+_ROUNDING = 1e-5  # of scores in float32
 
 
 class PersonOptions(TaskOptions):
@@ -56,7 +59,9 @@ def _needs(options: PersonOptions) -> tuple[str, ...]:
 
 
 def _fields(options: PersonOptions, channels: int) -> tuple[pa.Field, ...]:
-    person = pa.struct([("bbox_xyxy", BOX), ("bbox_score", pa.float32())])
+    box = field("bbox_xyxy", BOX, "x1, y1, x2, y2", unit="pixel", frame=BOX_FRAME)
+    score = field("bbox_score", pa.float32(), "the detector's confidence, 0 to 1", unit="probability")
+    person = pa.struct([box, score])
     return (
         field("people_found", pa.int32(), "people found, those beyond max_people included"),
         field("people", pa.list_(person), "best first", frame=BOX_FRAME, unit="pixel"),
@@ -123,7 +128,13 @@ def encode(
     scores = arrays[0]["scores"]
     people = [{"bbox_xyxy": box, "bbox_score": float(score)} for box, score in zip(boxes, scores, strict=True)]
     status = Status.OK if people else Status.NO_PERSON
-    return {"status": status.value, "people_found": int(arrays[0]["people_found"]), "people": people}
+    found = int(arrays[0]["people_found"])
+    return {"status": status.value, "error": left_out(found, len(people)), "people_found": found, "people": people}
+
+
+def left_out(found: int, kept: int) -> str | None:
+    """Return what the row of a crowd says; None where nobody was left out."""
+    return f"{found} people, the best {kept} kept (max_people)" if found > kept else None
 
 
 def clip(boxes_N4: np.ndarray, image_yx: tuple[int, int]) -> np.ndarray:
@@ -151,6 +162,21 @@ def draw(picture_YXC: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
     return drawn_YXC
 
 
+def check(rows: pa.Table, fingerprint: Mapping[str, Any]) -> Iterator[Flaw]:
+    """Yield rows with too many or few people, boxes outside the image, scores that the options rule out."""
+    least = fingerprint["options"]["score"]
+
+    def rules(people: pa.StructArray, row_N: np.ndarray, size_N2: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
+        score_N = pc.struct_field(people, "bbox_score").to_numpy(zero_copy_only=False)
+        yield outside(numbers(pc.struct_field(people, "bbox_xyxy"), 4), size_N2), "a box is not inside the image"
+        yield ~((score_N >= least - _ROUNDING) & (score_N <= 1 + _ROUNDING)), f"a bbox_score is not from {least:g} to 1"
+        worse_N = np.zeros(len(people), bool)
+        worse_N[1:] = (np.diff(score_N) > 0) & (np.diff(row_N) == 0)
+        yield worse_N, "people are not sorted by bbox_score, the best first"
+
+    return check_people(rows, fingerprint["options"]["max_people"], rules)
+
+
 TASK = Task(
     name="person",
     version=1,
@@ -168,4 +194,6 @@ TASK = Task(
     encode=encode,
     load=load,
     draw=draw,
+    check=check,
+    drift=Drift(measure="1 - mean IoU of the boxes", between=box_difference, limits={"float32": 0.02}),
 )

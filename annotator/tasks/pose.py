@@ -6,13 +6,14 @@ choice, never a guess; the crops of all people of all images fill the same batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from annotator.crop import Crop, box_problem, clip_box, cut, make_crop
@@ -21,7 +22,9 @@ from annotator.envelope import Status, field
 from annotator.errors import ImageError
 from annotator.job import TaskOptions
 from annotator.keypoints import COUNTS, keypoint_set
-from annotator.tasks import PERSON, Arrays, Input, Needs, Task
+from annotator.people import check_people, keypoint_difference, numbers, outside
+from annotator.tasks import PERSON, Arrays, Drift, Flaw, Input, Needs, Task
+from annotator.tasks.person import left_out
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,9 +51,7 @@ class PoseOptions(TaskOptions):
     flip_test: bool = Field(
         default=False, description="average with the mirrored picture: as the published accuracies, at twice the cost"
     )
-    max_people: int | None = Field(
-        default=None, ge=1, description="at most so many people an image, the best by box score; default all"
-    )
+    max_people: int = Field(default=100, ge=1, description="at most so many people an image, the best by box score")
 
     @model_validator(mode="before")
     @classmethod
@@ -211,7 +212,7 @@ def encode(arrays: Sequence[Arrays], image_yx: tuple[int, int], options: PoseOpt
     ]
     if arrays and not any(_is_sound(a["points"]) for a in arrays):
         raise ImageError("failed", "not_finite", "the heatmaps of every person hold NaN or infinity")
-    return {"people_found": len(found), "people": people}
+    return {"error": left_out(len(found), len(people)), "people_found": len(found), "people": people}
 
 
 def _is_sound(points_K3: np.ndarray) -> bool:
@@ -303,6 +304,34 @@ def _draw_person(drawn_YXC: np.ndarray, points_K2: np.ndarray, scores_K: np.ndar
         cv2.circle(drawn_YXC, place, thickness + 1, found.colors_rgb[k], -1, cv2.LINE_AA)
 
 
+def check(rows: pa.Table, fingerprint: Mapping[str, Any]) -> Iterator[Flaw]:
+    """Yield rows with too many or few people, boxes outside the image, keypoints that are no numbers."""
+    return check_people(rows, fingerprint["options"]["max_people"], _broken_rules)
+
+
+def _broken_rules(people: pa.StructArray, row_N: np.ndarray, size_N2: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
+    is_sound_N, has_points_N, has_scores_N = (
+        test(pc.struct_field(people, name)).to_numpy(zero_copy_only=False)
+        for test, name in ((pc.is_null, "error"), (pc.is_valid, "keypoints"), (pc.is_valid, "keypoint_scores"))
+    )
+    yield (has_points_N != is_sound_N) | (has_scores_N != is_sound_N), "keypoints of a person with an error, or none"
+    boxes_N4 = numbers(pc.struct_field(people, "bbox_xyxy"), 4)
+    yield is_sound_N & outside(boxes_N4, size_N2), "a box is not inside the image"
+    score = pc.struct_field(people, "bbox_score")
+    yield pc.invert(pc.is_finite(score)).fill_null(False).to_numpy(zero_copy_only=False), "a bbox_score is no number"
+    broken_N = np.zeros(len(people), bool)
+    at_M = np.flatnonzero(has_points_N & has_scores_N)
+    people = people.take(pa.array(at_M))
+    points, scores = (pc.struct_field(people, name) for name in ("keypoints", "keypoint_scores"))
+    count = points.type.list_size
+    xy_MK2 = numbers(points.flatten(), 2).reshape(len(at_M), count, 2)
+    score_MK = numbers(scores, count)
+    is_found_MK = np.isfinite(xy_MK2).all(axis=2) & (score_MK > 0)
+    is_missing_MK = np.isnan(xy_MK2).all(axis=2) & (score_MK == 0)
+    broken_N[at_M] = ~((is_found_MK | is_missing_MK) & np.isfinite(score_MK)).all(axis=1)
+    yield broken_N, "a keypoint is neither at a finite place with a score above 0 nor missing (NaN, score 0)"
+
+
 TASK = Task(
     name="pose",
     version=1,
@@ -319,4 +348,10 @@ TASK = Task(
     encode=encode,
     load=load,
     draw=draw,
+    check=check,
+    drift=Drift(
+        measure="mean distance of sure keypoints as a share of the box's longer side",
+        between=keypoint_difference,
+        limits={"float32": 0.002, "bfloat16": 0.03},
+    ),
 )

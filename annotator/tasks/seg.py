@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from annotator.dense import (
     LICENCE,
     DenseOptions,
     check_finite,
+    check_maps,
     draw_map,
     each,
     infer,
@@ -25,8 +27,8 @@ from annotator.dense import (
     stored_map,
 )
 from annotator.envelope import field, map_fields
-from annotator.geometry import Geometry, resize_to_label
-from annotator.tasks import Arrays, Task
+from annotator.geometry import Geometry, mask_to, resize_to_label
+from annotator.tasks import Arrays, Drift, Flaw, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +65,17 @@ GOLIATH: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("Tongue", (82, 21, 114)),
 )
 
-_NUMBERS_AT_ONCE = 2**26
-"""Resized logits held at once, 256 MiB of them; larger maps go by groups of classes, with the same result."""
+_NUMBERS_AT_ONCE = 2**24
+"""Resized logits held at once, 64 MiB of them; large maps go class by class, with the same result."""
+
+_GROUPS = 4
+"""Classes are resized in so many groups at least: the logits of all never exist at the label's size."""
+
+_PNG = (8, 3)
+"""Bits and colour type, a palette (PNG specification 11.2.2)."""
+
+_ROUNDING = 1e-5
+"""A mean of probabilities in float32 may be above 1 by this much."""
 
 
 def _colours() -> np.ndarray:
@@ -125,20 +136,20 @@ def decode(output_CHW: Tensor, geometry: Geometry, options: DenseOptions) -> dic
 
     channels, height, width = (int(n) for n in output_CHW.shape)
     label_yx = geometry.label_yx((height, width))
-    group = max(1, _NUMBERS_AT_ONCE // (label_yx[0] * label_yx[1]))
+    group = max(1, min(channels // _GROUPS, _NUMBERS_AT_ONCE // (label_yx[0] * label_yx[1])))
     best_YX = output_CHW.new_full(label_yx, -math.inf, dtype=torch.float32)
-    ids_YX = torch.zeros(label_yx, dtype=torch.int64, device=output_CHW.device)
+    ids_YX = torch.zeros(label_yx, dtype=torch.uint8, device=output_CHW.device)
     total_YX = torch.zeros_like(best_YX)  # of exp(logit - best), so that exp never overflows
     for first in range(0, channels, group):
         logits_CYX = resize_to_label(output_CHW[first : first + group], geometry)
         top_YX, top_id_YX = logits_CYX.max(dim=0)
-        ids_YX = torch.where(top_YX > best_YX, top_id_YX + first, ids_YX)
+        ids_YX = torch.where(top_YX > best_YX, (top_id_YX + first).to(torch.uint8), ids_YX)
         new_YX = torch.maximum(best_YX, top_YX)
-        total_YX = total_YX * (best_YX - new_YX).exp() + (logits_CYX - new_YX).exp_().sum(dim=0)
+        total_YX.mul_(best_YX.sub_(new_YX).exp_()).add_((logits_CYX - new_YX).exp_().sum(dim=0))
         best_YX = new_YX
     person_YX = ids_YX > 0
     return {
-        "mask": ids_YX.to(torch.uint8),
+        "mask": ids_YX,
         "class_pixels": _count(ids_YX, channels).to(torch.int32),
         "confidence": torch.where(person_YX, 1 / total_YX, 0).sum() / person_YX.sum(),
         "finite": torch.isfinite(output_CHW).all(),
@@ -177,6 +188,32 @@ def paint(map_YX: np.ndarray) -> np.ndarray:
     return np.take(COLOURS, map_YX, axis=0)
 
 
+def check(rows: pa.Table, fingerprint: Mapping[str, Any]) -> Iterator[Flaw]:
+    """Yield masks that are damaged or of the wrong size, ids beyond the classes, columns that don't fit the mask."""
+    problem = partial(_problem, classes=int(fingerprint["model"]["channels"]))
+    return check_maps(rows, fingerprint, "mask", _PNG, problem)
+
+
+def _problem(mask_YX: np.ndarray, row: Mapping[str, Any], *, classes: int) -> str | None:
+    counts = np.bincount(mask_YX.ravel(), minlength=classes)
+    if len(counts) > classes:
+        return f"class id {len(counts) - 1}, expected 0 to {classes - 1}"
+    if counts.tolist() != row["class_pixels"]:
+        return "class_pixels are not the pixels of each class in the mask"
+    confidence = row["confidence"]
+    if (confidence is None) != (counts[0] == mask_YX.size):
+        return f"confidence is {confidence}, expected null where no pixel is a person's, and only there"
+    if confidence is not None and not 0 <= confidence <= 1 + _ROUNDING:
+        return f"confidence {confidence}, expected 0 to 1"
+    return None
+
+
+def differing_pixels(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    """Return the share of pixels whose class differs, 1 for masks of different sizes."""
+    old_YX, new_YX = load(old), load(new)
+    return float(np.mean(old_YX != new_YX)) if old_YX.shape == new_YX.shape else 1.0
+
+
 TASK = Task(
     name="seg",
     version=1,
@@ -192,5 +229,12 @@ TASK = Task(
     decode=each(decode),
     encode=single(encode),
     load=load,
+    resize=mask_to,
     draw=draw_map(load, paint, over=True),
+    check=check,
+    drift=Drift(
+        measure="share of pixels of another class",
+        between=differing_pixels,
+        limits={"float32": 0.002, "bfloat16": 0.05},
+    ),
 )

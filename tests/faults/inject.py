@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from annotator import local, pipeline, storage
+from annotator import faults, local, rounds
 from annotator.errors import AnnotatorError
 from annotator.faults import translate
 from annotator.job import Job
 from annotator.storage import Storage
 
-WRITES = ("create", "replace")
+WRITES = ("create", "replace", "replace_if")
 TIMEOUT_S = 1.0  # of a try on S3; a test must not wait for half a minute
 
 # What a disk or a network file system answers, by the name of what S3 would say.
@@ -103,8 +103,8 @@ class Injector:
         run = Storage._run
         Storage._retry = retry  # type: ignore[method-assign]
         Storage._run = lambda self, call, timeout_s: run(self, call, min(timeout_s, TIMEOUT_S))  # type: ignore[method-assign]
-        storage._FIRST_PAUSE_S = storage._LONGEST_PAUSE_S = 0.001
-        pipeline.PATIENCE_S = 0.0
+        faults._FIRST_PAUSE_S = faults._LONGEST_PAUSE_S = 0.001
+        rounds.PATIENCE_S = 0.0
 
     def _serve(self, store: Storage, uri: str, call: Callable[[], Any], verb: str) -> Any:
         with self._lock:
@@ -127,7 +127,7 @@ class Injector:
 def _verb() -> str:
     """Return the verb of storage that called `_retry`, whatever helper of it did."""
     frame = sys._getframe(2)
-    while frame.f_code.co_name in ("_s3", "_get", "_put") and frame.f_back is not None:
+    while frame.f_code.co_name in ("_s3", "_get", "_put", "_head") and frame.f_back is not None:
         frame = frame.f_back
     return {"_list_local": "list", "_list_s3": "list"}.get(frame.f_code.co_name, frame.f_code.co_name)
 

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 import annotator
-from annotator import pipeline
+from annotator import rounds
 from annotator.cluster import Cluster
 from annotator.errors import IncompleteRunError, TransientStorageError
 from annotator.job import StorageOptions
+from annotator.planning import Plan
 from annotator.report import Report
 from annotator.storage import Storage
 from annotator.summary import Summary
@@ -45,6 +46,18 @@ def run(cli: Cli, job: annotator.Job, path: Path) -> Typed:
 
 
 # -- S3 -------------------------------------------------------------------------------------------
+
+
+class AtPlan(Silent):
+    """A watcher that does something once, when the first round is planned and its worker is not yet there."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do: Callable[[], object] | None = do
+
+    def planned(self, plan: Plan, report: Report) -> None:
+        do, self._do = self._do, None
+        if do is not None:
+            do()
 
 
 class AtFirstShard(Silent):
@@ -76,8 +89,11 @@ def behind_proxy(
 
 @pytest.mark.s3
 @pytest.mark.slow
-def test_an_outage_of_storage_costs_time_and_no_rows(behind_proxy: tuple[FaultyServer, annotator.Job]) -> None:
-    """Away for 8 s after the first of 4 shards: longer than four attempts with all their pauses take."""
+@pytest.mark.parametrize("when", [AtPlan, AtFirstShard])
+def test_an_outage_of_storage_costs_time_and_no_rows(
+    when: Callable[[Callable[[], object]], Silent], behind_proxy: tuple[FaultyServer, annotator.Job]
+) -> None:
+    """Away for 8 s while the worker starts, or after the first of 4 shards: longer than all attempts at a call take."""
     server, job = behind_proxy
     with ExitStack() as stack:
 
@@ -87,21 +103,42 @@ def test_an_outage_of_storage_costs_time_and_no_rows(behind_proxy: tuple[FaultyS
             timer.daemon = True
             timer.start()
 
-        report = annotator.run(job, ray=False, watcher=AtFirstShard(end_later))
+        report = annotator.run(job, ray=False, watcher=when(end_later))
     assert (report.state, report.images, report.errors, report.bad_rows) == ("done", COUNT, {}, 0)
     assert report.seconds > 8
     assert is_whole(job)
 
 
-def test_shards_that_are_put_off_get_a_second_round_before_the_last_ones(
+@pytest.mark.s3
+@pytest.mark.slow
+def test_throttled_pictures_become_no_rows_though_all_else_works(
+    behind_proxy: tuple[FaultyServer, annotator.Job],
+) -> None:
+    """The listing between rounds says nothing of them; the run waits all the same, and says so."""
+    server, job = behind_proxy
+    told: list[str] = []
+
+    class Told(Silent):
+        def waiting(self, seconds: float, why: str) -> None:
+            told.append(why)
+
+    server.choose = lambda method, path: "slow_down" if "/images/" in path and not told else None
+    report = annotator.run(job, ray=False, watcher=Told())
+    assert (report.state, report.images, report.errors, report.rounds) == ("done", COUNT, {}, 2)
+    [why] = told
+    assert "fetch_timeout" in why and "SlowDown" in why
+    assert is_whole(job)
+
+
+def test_shards_that_are_put_off_are_waited_for_before_the_last_rounds(
     job: annotator.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A round without gain may have been an outage, and the last rounds are slow and turn passing faults into rows."""
-    rounds: list[bool] = []
+    last_rounds: list[bool] = []
     label = Cluster.label
 
     def watched(self: Cluster, *args: Any, last_round: bool) -> Iterator[Summary]:
-        rounds.append(last_round)
+        last_rounds.append(last_round)
         return label(self, *args, last_round=last_round)
 
     def away(self: Storage, source: object, uri: str, *, output: str) -> bool:
@@ -112,9 +149,11 @@ def test_shards_that_are_put_off_get_a_second_round_before_the_last_ones(
     create = Storage.create
     monkeypatch.setattr(Cluster, "label", watched)
     monkeypatch.setattr(Storage, "create", away)
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.02)
+    monkeypatch.setattr(rounds, "FIRST_PAUSE_S", 0.01)
     with pytest.raises(IncompleteRunError, match="4 shards are left over"):
         annotator.run(job, ray=False)
-    assert rounds == [False, False, True]
+    assert last_rounds == [False, False, False, True]
 
 
 @pytest.mark.s3
@@ -123,7 +162,7 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line_and_the_next_run_go
 ) -> None:
     """Ten minutes by default; none here."""
     server, job = behind_proxy
-    monkeypatch.setattr(pipeline, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.0)
     with server.away():
         told = run(cli, job, tmp_path / "job.yaml")
     assert (told.code, is_one_line(told.err)) == (4, True)

@@ -57,12 +57,16 @@ class Zygote:
         fault: Fault | None = None,
         *,
         verify: bool = False,
+        retry: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
         started: Callable[[int], None] | None = None,
     ) -> Outcome:
-        """Run a job in a new process, and verify its output if it was done. `started` is told the process's id."""
+        """Run a job in a new process, and verify its output if it was done. `started` is told the process's id.
+
+        `retry` labels rows with these error classes again instead.
+        """
         fault_data = fault.to_dict() if fault is not None else None
-        request = {"job": job.model_dump(mode="json"), "fault": fault_data, "verify": verify}
+        request = {"job": job.model_dump(mode="json"), "fault": fault_data, "verify": verify, "retry": retry}
         self._send({**request, "environment": environment or {}})
         pid = self._receive()["pid"]
         if started is not None:
@@ -199,7 +203,10 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     injector.install()
     data: dict[str, Any] = {"ended": "done"}
     try:
-        annotator.run(job, ray=False)
+        if request["retry"]:
+            annotator.retry(job.output, request["retry"], job=job, ray=False)
+        else:
+            annotator.run(job, ray=False)
     except AnnotatorError as err:
         data = {"ended": type(err).__name__, "exit_code": err.exit_code, "message": str(err)}
     data |= {"was_hit": injector.was_hit, "calls": [vars(call) for call in injector.calls]}

@@ -365,3 +365,12 @@ def test_messages_hold_no_secret(local: Place) -> None:
     with pytest.raises(StorageError) as caught:
         local.storage.read("https://user:secret@host/x.jpg?X-Amz-Signature=secret")
     assert "secret" not in str(caught.value) and "host/x.jpg" in str(caught.value)
+
+
+@pytest.mark.parametrize("bucket", ["key:hidden@bucket", "hidden@bucket", "key:hidden/slash@bucket"])
+def test_a_user_in_an_s3_uri_is_refused_and_not_repeated(bucket: str) -> None:
+    """botocore would quote it as the name of a bucket."""
+    for call in (Storage().read, Storage().exists, lambda uri: list(Storage().list(uri))):
+        with pytest.raises(StorageError, match="holds a user or a password") as caught:
+            call(f"s3://{bucket}/x.jpg")
+        assert "hidden" not in str(caught.value)

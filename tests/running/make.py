@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 import annotator
+from annotator.job import Sources
 from annotator.storage import Storage
 
 TASKS = ("seg", "depth", "normal")
@@ -44,7 +45,8 @@ def make_job(
     """Write a corpus of `count` images below `folder` and return a job that labels it."""
     names = write_images(folder / "images", count)
     manifest = write_manifest(folder / "manifest", [f"../images/{name}" for name in names])
-    defaults = {"shard_rows": 5, "batch_size": 3, "deterministic": True}
+    sources = Sources(roots=(str(folder / "images"),))
+    defaults: dict[str, Any] = {"shard_rows": 5, "batch_size": 3, "deterministic": True, "sources": sources}
     return annotator.Job(
         manifest=str(manifest),
         output=str(folder / "labels-out"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import annotator
-from tests.running.command import Cli, Typed
+from tests.running.command import Cli, Typed, is_one_line
 from tests.running.make import table, write_images
 
 
@@ -40,7 +40,7 @@ def test_a_job_file_runs_and_the_second_and_third_time_has_nothing_to_do(cli: Cl
 def test_options_alone_make_a_job_and_win_over_a_file(
     cli: Cli, tmp_path: Path, job_file: Path, job: annotator.Job, tiny_checkpoints: dict[str, Path]
 ) -> None:
-    words = ["--manifest", job.manifest, "--task", f"seg={tiny_checkpoints['seg']}"]
+    words = ["--manifest", job.manifest, "--root", *job.sources.roots, "--task", f"seg={tiny_checkpoints['seg']}"]
     words += ["--task", f"depth={tiny_checkpoints['depth']}", "--no-ray", "--json", "--quiet"]
     alone = cli(
         "run", "--output", tmp_path / "alone", "--set", "shard_rows=3", "--set", "tasks.depth.label_size=input", *words
@@ -67,6 +67,21 @@ def test_a_folder_of_images_is_enough_and_new_ones_join_the_next_time(
     assert table(tmp_path / "out", "seg").num_rows == 5
     assert cli("verify", tmp_path / "out").code == 0
     assert len(list((tmp_path / "out" / "manifest").iterdir())) == 2
+
+
+def test_the_folder_to_name_is_told_by_the_build_and_by_the_refusal(
+    cli: Cli, tmp_path: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
+    write_images(tmp_path / "my photos", 2)
+    root = f"--root '{tmp_path}/my photos'"
+    assert root in cli("manifest", "build", tmp_path / "my photos", "--out", tmp_path / "m").out
+    words = ["run", "--manifest", tmp_path / "m", "--output", tmp_path / "out", "--no-ray"]
+    words += ["--task", f"seg={tiny_checkpoints['seg']}"]
+    refused = cli(*words)
+    assert refused.code == 2
+    assert is_one_line(refused.err)
+    assert root in refused.err
+    assert "done: 2 images" in cli(*words, "--root", tmp_path / "my photos").out
 
 
 def test_limit_takes_the_first_images_and_a_full_run_the_rest(cli: Cli, job_file: Path) -> None:

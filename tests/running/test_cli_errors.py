@@ -118,6 +118,7 @@ def test_shards_left_over_exit_5(cli: Cli, job_file: Path, monkeypatch: pytest.M
         return real(self, source, uri, output=output)
 
     monkeypatch.setattr(Storage, "create", create)
+    monkeypatch.setattr("annotator.rounds.PATIENCE_S", 0.0)
     typed = cli("run", job_file, "--no-ray", "--quiet")
     assert typed.code == 5
     assert is_one_line(typed.err)

@@ -1,24 +1,30 @@
-"""The labels of a run open in the tools that people have, with no help from us."""
+"""The labels of a run open in the tools that people have, with no help from us, on disk and on S3."""
 
 from __future__ import annotations
 
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import duckdb
+import fsspec
 import numpy as np
 import pandas
 import polars
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 import annotator
 from annotator.envelope import ROW_GROUP_ROWS
+from annotator.job import StorageOptions
+from annotator.storage import Storage
+from tests.conftest import make_bucket
 from tests.running.make import TASKS, make_job
 
 COUNT = 23
@@ -41,6 +47,27 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoints: dict[str, Pa
 
 def folder(job: annotator.Job, task: str) -> str:
     return f"{job.output}/labels/{task}"
+
+
+@pytest.fixture(scope="module")
+def bucket(job: annotator.Job, moto_s3: StorageOptions) -> str:
+    """The same output in a bucket."""
+    storage, bucket = Storage(options=moto_s3), make_bucket(moto_s3)
+    for path in sorted(Path(job.output).rglob("*")):
+        if path.is_file():
+            storage.replace(path.read_bytes(), f"{bucket}/{path.relative_to(job.output)}", output=bucket)
+    return bucket
+
+
+@pytest.fixture
+def quiet_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Hugging Face `datasets`, with its cache in the test's folder and without progress bars."""
+    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "hub"))
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
 
 
 def png_size(data: bytes) -> tuple[int, int]:
@@ -116,6 +143,93 @@ def test_hugging_face_finds_its_features_in_the_metadata(task: str, job: annotat
     if task == "seg":
         item = {"dtype": "int32", "_type": "Value"}
         assert features["class_pixels"] == {"feature": item, "length": 28, "_type": "List"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_hugging_face_shows_maps_as_pictures(
+    task: str, job: annotator.Job, quiet_datasets: Any, tmp_path: Path
+) -> None:
+    """Decoded or not, a row is one that `load_map` takes; the table's features are those of the metadata."""
+    loaded = quiet_datasets.load_dataset(
+        "parquet", data_files=f"{folder(job, task)}/*/*.parquet", cache_dir=str(tmp_path / "cache"), split="train"
+    )
+    assert len(loaded) == COUNT
+    assert loaded.features[MAPS[task]] == quiet_datasets.Image()
+    assert loaded.features["shard"] == quiet_datasets.Value("string")
+    row = next(row for row in loaded if row["status"] == "ok")
+    assert row[MAPS[task]].size == (row["map_width"], row["map_height"])
+    (as_stored,) = loaded.cast_column(MAPS[task], quiet_datasets.Image(decode=False)).filter(
+        lambda other: (other["shard"], other["row"]) == (row["shard"], row["row"])
+    )
+    np.testing.assert_array_equal(annotator.load_map(row, task), annotator.load_map(as_stored, task))
+    if task == "seg":
+        assert loaded.features["class_pixels"] == quiet_datasets.List(quiet_datasets.Value("int32"), length=28)
+        assert sum(row["class_pixels"]) == row["map_width"] * row["map_height"]
+    maps = list(annotator.load_maps(loaded, task))
+    assert [found is None for found in maps] == [status != "ok" for status in loaded["status"]]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_files_say_of_themselves_what_their_record_says(task: str, job: annotator.Job) -> None:
+    """To the names within lists, which Parquet calls "element"."""
+    declared = annotator.open_labels(job.output, task).schema
+    for path in Path(folder(job, task)).rglob("*.parquet"):
+        written = pq.read_schema(path)
+        assert written.equals(declared, check_metadata=True)
+        assert str(written) == str(declared)
+
+
+# -- the same on S3 --------------------------------------------------------------------------------
+
+
+@pytest.mark.s3
+def test_pyarrow_and_pandas_read_s3(bucket: str, moto_s3: StorageOptions) -> None:
+    endpoint = str(moto_s3.endpoint_url)
+    files = pafs.S3FileSystem(endpoint_override=endpoint, region="us-east-1", force_virtual_addressing=False)
+    dataset = ds.dataset(f"{bucket[5:]}/labels/seg", filesystem=files, format="parquet")
+    assert dataset.count_rows(filter=pc.field("status") == "ok") == COUNT - 2
+    frame = pandas.read_parquet(f"{bucket}/labels/depth", storage_options={"client_kwargs": {"endpoint_url": endpoint}})
+    assert len(frame) == COUNT
+    assert annotator.load_map(frame[frame.status == "ok"].iloc[0], "depth").dtype == np.float32
+
+
+@pytest.mark.s3
+def test_polars_scans_s3(bucket: str, moto_s3: StorageOptions) -> None:
+    options = {
+        "aws_endpoint_url": str(moto_s3.endpoint_url),
+        "aws_region": "us-east-1",
+        "aws_access_key_id": "testing",
+        "aws_secret_access_key": "testing",
+        "aws_allow_http": "true",
+    }
+    lazy = polars.scan_parquet(f"{bucket}/labels/normal/**/*.parquet", storage_options=options)
+    (row,) = lazy.filter(polars.col("status") == "ok").head(1).collect().to_dicts()
+    assert annotator.load_map(row, "normal").shape == (row["map_height"], row["map_width"], 3)
+
+
+@pytest.mark.s3
+def test_duckdb_reads_s3_through_fsspec(bucket: str, moto_s3: StorageOptions) -> None:
+    """Its own S3 extension has to be downloaded; `annotator query` goes through Arrow."""
+    files = fsspec.filesystem("s3", client_kwargs={"endpoint_url": str(moto_s3.endpoint_url)}, skip_instance_cache=True)
+    with duckdb.connect() as connection:
+        connection.register_filesystem(files)
+        count = connection.execute(f"select count(*) from '{bucket}/labels/seg/*/*.parquet' where status = 'ok'")
+        assert count.fetchall() == [(COUNT - 2,)]
+    found = annotator.query(bucket, "select count(*) n from seg where status = 'ok'", storage=Storage(options=moto_s3))
+    assert found["n"].to_pylist() == [COUNT - 2]
+
+
+@pytest.mark.s3
+def test_hugging_face_reads_s3(bucket: str, moto_s3: StorageOptions, quiet_datasets: Any, tmp_path: Path) -> None:
+    loaded = quiet_datasets.load_dataset(
+        "parquet",
+        data_files=f"{bucket}/labels/seg/*/*.parquet",
+        storage_options={"client_kwargs": {"endpoint_url": str(moto_s3.endpoint_url)}},
+        cache_dir=str(tmp_path / "cache"),
+        split="train",
+    )
+    row = next(row for row in loaded if row["status"] == "ok")
+    assert row["mask"].size == (row["map_width"], row["map_height"])
 
 
 @pytest.mark.parametrize("task", TASKS)

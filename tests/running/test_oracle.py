@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 
 import annotator
+from annotator.job import Sources
 from annotator.models import random_checkpoint
 from annotator.stages import networks
 from tests.oracle import Oracle, Picture, error_px, make_picture
@@ -66,6 +67,7 @@ def errors_px(
         manifest=str(write_manifest(folder / "manifest", [f"../{name}" for name in pictures])),
         output=str(folder / "out"),
         tasks={task: {"checkpoint": checkpoints[task], **(options or {})} for task in TASKS},
+        sources=Sources(roots=(str(folder),)),
         gpus_per_worker=0,
         batch_size=3,
         **settings,

@@ -15,6 +15,7 @@ import torch
 
 import annotator
 from annotator.images import apply_orientation
+from annotator.job import Sources
 from annotator.models import load_model
 from tests.oracle import with_orientation
 from tests.running.make import table, write_manifest
@@ -71,7 +72,8 @@ def labelled(
     manifest = write_manifest(folder / "manifest", [f"../images/{name}" for name in pictures])
     tasks: dict[str, dict[str, Any]] = {t: {"checkpoint": str(p)} for t, p in tiny_checkpoints.items()}
     tasks["normal"]["bits"] = 16
-    job = annotator.Job(manifest=str(manifest), output=str(folder / "out"), tasks=tasks)
+    sources = Sources(roots=(str(folder / "images"),))
+    job = annotator.Job(manifest=str(manifest), output=str(folder / "out"), tasks=tasks, sources=sources)
     annotator.run(job, ray=False)
     return job, pictures
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import annotator
 from annotator.errors import FingerprintMismatchError, JobError, ManifestError
 from annotator.images import apply_orientation
+from annotator.job import Sources
 from annotator.models import load_network, random_checkpoint
 from annotator.models.boxes import MEAN_BGR, STD_BGR
 from annotator.models.config import DetectorConfig
@@ -117,6 +118,7 @@ def make_job(
     return annotator.Job(
         manifest=str(manifest),
         output=str(folder / "out"),
+        sources=Sources(roots=(str(folder / "images"),)),
         tasks={name: {"checkpoint": checkpoints[name], **options} for name, options in tasks.items()},
         shard_rows=3,
         deterministic=True,
@@ -198,6 +200,28 @@ def test_a_degenerate_box_is_its_persons_error_only(
     assert errors[0] is None and all(errors[1:])
     assert rows["plain.png"]["people"][0]["keypoints"] is not None
     assert rows["turned-3.png"]["status"] == rows["empty.png"]["status"] == "no_person"
+
+
+def test_the_row_of_a_crowd_says_who_was_left_out_beside_what_decoding_tolerated(
+    tmp_path: Path, checkpoints: dict[str, str], oracles: dict[str, Any]
+) -> None:
+    good = [30.0, 10.0, 140.0, 170.0]
+    tasks = {"pose": {"boxes": "manifest", "max_people": 2}}
+    job = make_job(tmp_path, checkpoints, tasks, boxes=[[good] * 3, [good] * 3, [good] * 2, [], []])
+    ok, jpeg = cv2.imencode(".jpg", draw_blobs((187, 161), PLACES, sigma=6))
+    assert ok
+    (tmp_path / "images" / "wide.png").write_bytes(jpeg.tobytes()[:-2])
+    annotator.run(job, ray=False)
+    rows = rows_of(job, "pose")
+    assert {name: (row["people_found"], len(row["people"]), row["error"]) for name, row in rows.items()} == {
+        "plain.png": (3, 2, "3 people, the best 2 kept (max_people)"),
+        "wide.png": (3, 2, "the end marker was missing; 3 people, the best 2 kept (max_people)"),
+        "turned-6.png": (2, 2, None),
+        "turned-3.png": (0, 0, None),
+        "empty.png": (0, 0, None),
+    }
+    assert {row["error_class"] for row in rows.values()} == {None}
+    assert is_whole(job)
 
 
 def test_pose_from_person_labels_that_are_there_already(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import annotator
+from annotator.job import Sources
 from annotator.models import load_model, random_checkpoint
 from tests.running.make import is_whole, table, write_manifest
 
@@ -23,6 +24,7 @@ def test_a_real_size_model_is_built_saved_loaded_and_labels_a_photograph(tmp_pat
     job = annotator.Job(
         manifest=str(write_manifest(tmp_path / "manifest", [str(photo)])),
         output=str(tmp_path / "out"),
+        sources=Sources(roots=(str(photo.parent),)),
         tasks={"seg": {"checkpoint": str(checkpoint)}},
         batch_size=1,
     )

@@ -175,6 +175,7 @@ def test_shards_left_over_end_with_an_error_that_names_them(
         return real(self, source, uri, output=output)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Storage, "create", flaky)
+    monkeypatch.setattr("annotator.rounds.PATIENCE_S", 0.0)
     with pytest.raises(IncompleteRunError, match=r"000000000005-000000000010.*SlowDown"):
         annotator.run(job, ray=False)
     assert table(job.output, "seg").num_rows == 7

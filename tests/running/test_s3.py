@@ -15,7 +15,7 @@ import yaml
 
 import annotator
 from annotator.errors import InvalidInputError, StorageError
-from annotator.job import StorageOptions
+from annotator.job import Sources, StorageOptions
 from annotator.shards import label_uri
 from annotator.storage import Storage, join
 from annotator.watch import Silent
@@ -78,6 +78,7 @@ def test_the_whole_job_gives_the_labels_of_a_local_run(
     here = annotator.Job(
         manifest=str(write_manifest(tmp_path / "manifest", [f"../images/{name}" for name in names])),
         output=str(tmp_path / "local"),
+        sources=Sources(roots=(str(tmp_path / "images"),)),
         tasks={task: {"checkpoint": str(tiny_checkpoints[task])} for task in TASKS},
         shard_rows=5,
         deterministic=True,
@@ -244,3 +245,19 @@ def test_the_place_of_a_label_file_is_the_same_on_s3(job: annotator.Job, storage
     shard = annotator.plan(job).manifest.files[0].key
     assert storage.exists(join(job.output, "labels", "seg", shard, "000000000000-000000000005.parquet"))
     assert label_uri(job.output, "seg", next(annotator.plan(job).shards("x"))).startswith(job.output)
+
+
+def test_a_bad_row_is_mended_in_the_bucket(job: annotator.Job, bucket: str, storage: Storage, tmp_path: Path) -> None:
+    """The picture that was none is uploaded again; its shard's label files are replaced by one conditional PUT each."""
+    annotator.run(job, ray=False)
+    folder = join(job.output, "labels")
+    before = {info.uri: info.etag for info in storage.list(folder)}
+    write_images(tmp_path / "good", COUNT)
+    storage.replace(
+        (tmp_path / "good" / "image-0007.png").read_bytes(), f"{bucket}/images/deep/image-0007.png", output=bucket
+    )
+    report = annotator.retry(job.output, ["unsupported_format"], job=job, ray=False)
+    assert (report.images, report.shards, report.errors) == (1, 1, {})
+    changed = [uri for uri, etag in before.items() if storage.info(uri).etag != etag]
+    assert len(changed) == len(TASKS) and len({uri.rsplit("/", 1)[1] for uri in changed}) == 1
+    assert annotator.verify(job.output, storage).ok

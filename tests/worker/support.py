@@ -20,7 +20,8 @@ from annotator.manifest import read_pins
 from annotator.models import load_model
 from annotator.preflight import preflight
 from annotator.shards import Shard, cut
-from annotator.stages import networks
+from annotator.stages import networks, trial
+from annotator.stages.device import Network
 from annotator.storage import Storage
 from annotator.summary import Summary
 from annotator.worker import Worker
@@ -92,39 +93,44 @@ def map_of(task: str) -> str:
 
 
 class Counting(torch.nn.Module):
-    """A real model that counts the images it is shown, and fails on any batch with a picture of POISON_RGB.
-
-    The blank one that a worker tries a network on is not counted.
-    """
+    """A real model that counts the images it is shown, and fails on any batch with a picture of POISON_RGB."""
 
     seen: dict[str, int]
 
     def __init__(self, model: Any, task: str) -> None:
         super().__init__()
         self.model, self.task, self.config = model, task, model.config
-        self.tried_out = False
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         red, green = image_BCHW[:, 0].amin(dim=(1, 2)), image_BCHW[:, 1].amax(dim=(1, 2))
         if bool(((red > 2.2) & (green < -1.9)).any()):  # (255 - 123.7) / 58.4 and (0 - 116.3) / 57.1
             raise RuntimeError("an assertion on the device")
-        if self.tried_out:
-            Counting.seen[self.task] = Counting.seen.get(self.task, 0) + len(image_BCHW)
-        self.tried_out = True
+        Counting.seen[self.task] = Counting.seen.get(self.task, 0) + len(image_BCHW)
         output: torch.Tensor = self.model(image_BCHW)
         return output
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Return how many images each task's model was shown, filled as workers work."""
-    real = load_model
+    """Return how many images each task's model was shown, filled as workers work.
+
+    What a worker tries a network on when it starts is not counted.
+    """
+    real, real_try_out = load_model, trial.try_out
     Counting.seen = {}
+
+    def try_out(name: str, *rest: Any) -> Network:
+        before = Counting.seen.get(name)
+        network = real_try_out(name, *rest)
+        del Counting.seen[name]
+        Counting.seen.update({} if before is None else {name: before})
+        return network
 
     def load(uri: str, **options: Any) -> Counting:
         return Counting(real(uri, **options), options["task"])
 
     monkeypatch.setattr(networks, "load_network", load)
+    monkeypatch.setattr(networks, "try_out", try_out)
     return Counting.seen
 
 

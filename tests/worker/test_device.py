@@ -17,7 +17,7 @@ from torch import Tensor
 
 from annotator.errors import CheckpointError, ImageError, WorkerStalledError
 from annotator.geometry import Geometry
-from annotator.stages.device import Device, Network
+from annotator.stages.device import Device, Network, Networks
 from annotator.tasks import Arrays
 
 POISON = 255
@@ -50,7 +50,7 @@ class Recorder:
 @contextmanager
 def running(*, batch_size: int = 4, **networks: Callable[[Tensor], Tensor]) -> Iterator[Device]:
     built = {name: Network(forward=forward, decode=mean_of) for name, forward in networks.items()}
-    device = Device(lambda: built, device=torch.device("cpu"), batch_size=batch_size)
+    device = Device(lambda: Networks(built, batch_size), device=torch.device("cpu"))
     try:
         yield device
     finally:
@@ -114,7 +114,7 @@ def test_a_decode_that_refuses_one_image_spares_the_others() -> None:
         return mean_of(output_BCHW, geometries)
 
     networks = {"net": Network(forward=Recorder(), decode=decode)}
-    device = Device(lambda: networks, device=torch.device("cpu"), batch_size=3)
+    device = Device(lambda: Networks(networks, 3), device=torch.device("cpu"))
     futures = [device.submit("net", image(v), GEOMETRY) for v in (1, 2, 3)]
     assert [outcome(f) for f in futures] == [1.0, "not_finite", 3.0]
     device.close()
@@ -155,11 +155,11 @@ def test_a_device_that_stops_computing_fails_every_waiting_call(monkeypatch: pyt
 
 
 def test_an_error_while_building_reaches_the_caller() -> None:
-    def build() -> dict[str, Network]:
+    def build() -> Networks:
         raise CheckpointError("weights.pth: no such file")
 
     with pytest.raises(CheckpointError, match="no such file"):
-        Device(build, device=torch.device("cpu"), batch_size=1)
+        Device(build, device=torch.device("cpu"))
 
 
 def test_a_caller_waits_while_two_batches_are_enqueued() -> None:
@@ -189,3 +189,22 @@ def test_closing_finishes_what_was_enqueued() -> None:
     with running(batch_size=64, net=Recorder()) as device:
         futures = [device.submit("net", image(v), GEOMETRY) for v in range(5)]
     assert [outcome(f) for f in futures] == [float(v) for v in range(5)]
+
+
+def test_closing_does_not_wait_for_a_device_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for its images is told, and can end."""
+    monkeypatch.setattr("annotator.stages.device.CLOSE_S", 0.2)
+    hang = threading.Event()
+
+    def forward(batch_BHWC: Tensor) -> Tensor:
+        assert hang.wait(60)
+        return batch_BHWC.permute(0, 3, 1, 2).float()
+
+    with running(net=forward) as device:
+        futures = [device.submit("net", image(value), GEOMETRY) for value in range(6)]
+    try:
+        for future in futures:
+            with pytest.raises(WorkerStalledError):
+                future.result(timeout=10)
+    finally:
+        hang.set()

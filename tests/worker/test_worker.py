@@ -52,7 +52,7 @@ def test_every_kind_of_bad_row_is_a_row_that_says_why_and_its_neighbours_do_not_
         assert found == {
             **{name: (status, error_class) for name, (_, status, error_class) in BAD.items()},
             "None": ("unreadable", "no_source"),
-            "scheme.png": ("unreadable", "fetch_failed"),
+            "scheme.png": ("rejected", "scheme_not_allowed"),
         }
         assert all(row["error"] and row[map_of(task)] is None for row in rows.values() if row["status"] != "ok")
         own = ("shard", "row", "uri", "image_id")

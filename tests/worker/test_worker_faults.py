@@ -24,7 +24,7 @@ from annotator.report import Report
 from annotator.shards import label_uri
 from annotator.stages.decode import decode
 from annotator.stages.encode import LabelWriter, Spool
-from annotator.stages.fetch import fetch
+from annotator.stages.fetch import Fetcher
 from annotator.storage import Storage
 from annotator.summary import Summary
 from annotator.watch import Silent
@@ -251,9 +251,9 @@ def test_images_in_flight_are_bounded_whatever_the_size_of_the_shard(
     job = make_job(tmp_path, tiny_checkpoints, count=60, tasks=("seg",), shard_rows=60)
     lock, started, written = threading.Lock(), 0, 0
     most = 0
-    real_append = LabelWriter.append
+    real_append, real_fetch = LabelWriter.append, Fetcher.__call__
 
-    def held_up(row: Any, *rest: Any) -> bytes:
+    def held_up(self: Fetcher, row: Any) -> bytes:
         nonlocal started, most
         with lock:
             started += 1
@@ -263,7 +263,7 @@ def test_images_in_flight_are_bounded_whatever_the_size_of_the_shard(
             while before != started:
                 before = started
                 time.sleep(0.2)
-        return fetch(row, *rest)
+        return real_fetch(self, row)
 
     def append(self: LabelWriter, row: Any) -> None:
         nonlocal written
@@ -271,7 +271,7 @@ def test_images_in_flight_are_bounded_whatever_the_size_of_the_shard(
             written += 1
         real_append(self, row)
 
-    monkeypatch.setattr(worker_module, "fetch", held_up)
+    monkeypatch.setattr(Fetcher, "__call__", held_up)
     monkeypatch.setattr(LabelWriter, "append", append)
     label_all(job)
     assert written == 60
@@ -364,5 +364,5 @@ def test_secrets_of_a_uri_are_not_in_the_label_table(
     write_manifest(tmp_path / "manifest", ["../images/image-0000.jpg", uri])
     label_all(job)
     row = table(job.output, "seg").to_pylist()[1]
-    assert (row["uri"], row["error_class"]) == (stored, "fetch_failed")
+    assert (row["uri"], row["error_class"]) == (stored, "scheme_not_allowed")
     assert "S3C" not in str(row)

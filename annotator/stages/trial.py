@@ -1,0 +1,109 @@
+"""What is tried before a worker's first image: that networks run, how many images fit, how fast they are alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from annotator.errors import CheckpointError
+from annotator.stages.device import Network
+from annotator.tasks import Input
+
+BARE_BATCHES, BARE_S = 3, 1.0
+"""A loop of forward passes is timed over so many batches, fewer where they take longer than this altogether."""
+
+MOST_AT_ONCE = 16
+"""The largest batch that is chosen without being told: more gains next to nothing (roofline sheet)."""
+
+_SPARE = 0.8  # of the memory that is free: the rest is for maps larger than those that were tried, and fragments
+
+
+def try_out(name: str, network: Network, seen: Input, device: torch.device, batch_size: int) -> Network:
+    """Return the network with its speed measured; on a GPU this is also where its one static shape is compiled.
+
+    Raises CheckpointError for a network or task that always fails, so that it ends the run and marks no image.
+    """
+    count = batch_size if device.type == "cuda" else 1
+    start = time.perf_counter()
+    try:
+        with torch.inference_mode():
+            network.decode(network.forward(_blank(seen, device, count)), [seen.geometry])
+            if device.type == "cpu" and time.perf_counter() - start > BARE_S:
+                return replace(network, bare_s=time.perf_counter() - start)
+            return replace(network, bare_s=bare_seconds(network, seen, device, batch_size))
+    except torch.OutOfMemoryError:
+        return network  # the device thread halves its batch when it meets this
+    except Exception as err:  # whatever a network raises
+        raise CheckpointError(
+            f"tasks.{name}: its network fails on a blank image, so on all: {type(err).__name__}: {err}; "
+            "try the checkpoint with `annotator models inspect`"
+        ) from err
+
+
+def bare_seconds(
+    network: Network, seen: Input, device: torch.device, batch_size: int, *, batches: int = BARE_BATCHES
+) -> float:
+    """Return seconds an input of a loop of forward passes over one batch in device memory, and nothing else."""
+    batch_BHW3 = noise(seen, device, batch_size)
+    done = 0
+    start = time.perf_counter()
+    while done < batches and (not done or time.perf_counter() - start < BARE_S):
+        network.forward(batch_BHW3)
+        _wait_for(device)
+        done += 1
+    return (time.perf_counter() - start) / (done * batch_size)
+
+
+def largest_batch(network: Network, seen: Input, device: torch.device, most: int) -> int:
+    """Return how many images at once the device's free memory holds, a power of two; probes with one and with two.
+
+    To be asked before the network is compiled: each new shape would be compiled, and eager code takes more.
+    """
+    peaks = []
+    try:
+        for count in (1, 2):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            with torch.inference_mode():
+                network.decode(network.forward(_blank(seen, device, count)), [seen.geometry] * count)
+            _wait_for(device)
+            peaks.append(torch.cuda.max_memory_allocated(device) - before)
+    except torch.OutOfMemoryError:
+        return max(1, len(peaks))
+    free, _ = torch.cuda.mem_get_info(device)
+    return batch_that_fits(peaks[0], peaks[1], free, most)
+
+
+def batch_that_fits(one: int, two: int, free: int, most: int) -> int:
+    """Return the largest power of two, 1 to `most`, whose memory fits, given the bytes that one and two images took."""
+    each = max(two - one, 0)
+    room = free * _SPARE - (one - each)
+    return max((n for n in _powers(most) if n * each <= room), default=1)
+
+
+def noise(seen: Input, device: torch.device, count: int) -> Tensor:
+    """Return a batch of random pixels on the device; zeros would run faster than pictures do."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, *seen.pixels_HWC.shape)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+
+
+def _blank(seen: Input, device: torch.device, count: int) -> Tensor:
+    return torch.from_numpy(seen.pixels_HWC).to(device)[None].repeat(count, 1, 1, 1)
+
+
+def _powers(most: int) -> Iterator[int]:
+    power = 1
+    while power <= most:
+        yield power
+        power *= 2
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
