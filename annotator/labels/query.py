@@ -1,136 +1,247 @@
-"""Labels as an Arrow dataset, and one label as a numpy array.
+"""SQL over an output: one view a task, `manifest`, and `persons` with a row a person; DuckDB does the work.
 
-The label folder needs no help from us: `pyarrow.dataset.dataset(OUTPUT + "/labels/seg")` works, as do
-DuckDB, Polars and pandas. `open_labels` adds three things: the schema of an output that holds no file
-yet, S3 with the same settings as the run, and a choice of columns that keeps image bytes unread.
+    select status, count(*) from seg group by status
+    select seg.uri from seg join pose using (shard, row) where seg.confidence > 0.9 and pose.people_found = 1
+    select image_id, nose.x, nose.y from persons where nose.score > 0.5
+
+Why label tables go through Arrow datasets (2026-11): DuckDB hands them the columns and the filters on integers and
+text, so that maps are read only where a query names them, at a request or two a label file. Its own reader, by way
+of fsspec, reads as little, but asks for each file's size eight times; the few manifest files go that way, as row
+numbers come from nowhere else.
+
+What SQL may do: read this output and nothing else. Access to files, networks and extensions is switched off and
+locked before the query runs. Who runs the command may read files anyway; text that was pasted from elsewhere may not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import base64
+import csv
+import json
+import math
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
-from annotator.envelope import Status
-from annotator.errors import InvalidInputError, OutputError
-from annotator.fingerprint import TaskRecord, read_task_records
-from annotator.shards import labels_folder
-from annotator.storage import Storage, join, normalize
-from annotator.tasks import load_task
-from annotator.where import parse_where
+from annotator.errors import InvalidInputError, OutputError, redact
+from annotator.fingerprint import TaskRecord
+from annotator.labels.tables import find_records, open_labels
+from annotator.manifest import read_pins
+from annotator.storage import Storage, is_local, normalize
+
+if TYPE_CHECKING:
+    import duckdb
+
+Format = Literal["parquet", "csv", "json"]
+
+_ROWS_AT_ONCE = 10_000
+
+_SAFE = {
+    ("uri", "VARCHAR"): "_redact(m.uri) as uri",
+    ("image", "STRUCT(bytes BLOB, path VARCHAR)"): (
+        "struct_pack(bytes := m.image.bytes, path := _redact(m.image.path)) as image"
+    ),
+}
+"""Columns of a manifest, by name and type, that may hold secrets; without them."""
 
 
-def open_labels(
-    output: str,
-    task: str,
-    *,
-    columns: Sequence[str] | None = None,
-    filter: str | pc.Expression | None = None,
-    storage: Storage | None = None,
-) -> ds.Dataset:
-    """Return the labels that are committed now, one row an image, as a dataset that reads lazily.
+def connect(output: str, *, storage: Storage | None = None) -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB connection, in memory, that has a view a task, `manifest` and `persons`; it reads nothing else.
 
-    `columns` leaves the dataset with these columns only, and with those that `filter` uses, so that
-    `.to_table()` reads nothing else. `filter` is text (`"confidence > 0.9 and status == 'ok'"`, see
-    annotator/where.py) or an Arrow expression.
-    Label files of a run that goes on meanwhile are not in it; open again to see them.
-    Raises OutputError if the output has no such task, InvalidInputError for an unknown column.
+    `manifest` holds every row of the pinned files, with `shard` and `row` to join it by, secrets cut from its uris.
+    `persons` is there if the output has pose or person labels: one row a person with `person` (its place in
+    `people`), box, score, and for pose a column a keypoint: `nose.x`, `nose.y`, `nose.score`, null where it is missing.
+    Raises OutputError if the output holds no labels, InvalidInputError if DuckDB is not installed.
     """
+    try:
+        import duckdb
+    except ImportError:
+        raise InvalidInputError("queries need DuckDB; install annotator[query]") from None
     storage = storage or Storage()
     output = normalize(output)
-    record = find_record(storage, output, task)
-    condition = parse_where(filter).expression if isinstance(filter, str) else filter
-    schema = _select(record.file_schema, columns, condition)
-    folder = labels_folder(output, task)
-    filesystem, root = storage.arrow(folder)
-    paths = [root + info.uri.removeprefix(folder) for info in storage.list(folder)]
-    dataset = ds.FileSystemDataset.from_paths(
-        paths, schema=schema, format=ds.ParquetFileFormat(), filesystem=filesystem
-    )
-    return dataset if condition is None else dataset.filter(condition)
+    records = find_records(storage, output)
+    connection = duckdb.connect()
+    for task in records:
+        connection.register(task, open_labels(output, task, storage=storage))
+    _add_manifest(connection, storage, output)
+    people = records.get("pose") or records.get("person")
+    if people is not None:
+        connection.execute(_persons_view(people))
+    connection.execute("set python_enable_replacements = false; set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+    return connection
 
 
-def find_record(storage: Storage, output: str, task: str) -> TaskRecord:
-    """Return a task's record, or raise OutputError naming the tasks that the output has."""
-    records = read_task_records(storage, output)
-    if task in records:
-        return records[task]
-    if not records:
-        raise OutputError(f"{output}: holds no labels; expected the output folder of a run")
-    raise OutputError(f"{output}: has no {task} labels; it has {', '.join(records)}")
+def query(output: str, sql: str, *, storage: Storage | None = None) -> pa.Table:
+    """Return what a query over an output's tables gives; `connect` says which there are.
 
-
-def columns_of(expression: pc.Expression, schema: pa.Schema) -> list[str]:
-    """Return the columns that an expression uses. Raises InvalidInputError if the schema lacks one."""
-    problem = _bind_error(expression, schema)
-    if problem is not None:
-        raise InvalidInputError(f"filter {expression}: {problem}; columns are {', '.join(schema.names)}")
-    # an expression does not tell which fields it refers to, but it fails to bind without them
-    without = ((name, schema.remove(i)) for i, name in enumerate(schema.names))
-    return [name for name, rest in without if _bind_error(expression, rest) is not None]
-
-
-def _select(schema: pa.Schema, columns: Sequence[str] | None, condition: pc.Expression | None) -> pa.Schema:
-    used = [] if condition is None else columns_of(condition, schema)
-    if columns is None:
-        return schema
-    unknown = sorted(set(columns) - set(schema.names))
-    if unknown:
-        raise InvalidInputError(f"no column {unknown[0]!r}; columns are {', '.join(schema.names)}")
-    names = dict.fromkeys([*columns, *used])
-    return pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
-
-
-def _bind_error(expression: pc.Expression, schema: pa.Schema) -> str | None:
-    try:
-        ds.dataset(schema.empty_table()).filter(expression).to_table()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as err:
-        return str(err).splitlines()[0]
-    return None
-
-
-def load_map(row: Any, task: str, root: str | None = None) -> np.ndarray:
-    """Return one row's map, in the unit and dtype that `Task.load` states for the task.
-
-    `row` is one label row from any reader: a dict (Polars, `to_pylist`), a pandas Series, an Arrow struct
-    scalar, an Arrow table or batch of one row. `root` is the folder against which maps that are stored as
-    paths are read; maps stored as bytes, the default, need none.
-    Raises InvalidInputError if the row lacks a column, or has no map because its status is not "ok".
+    Raises InvalidInputError for SQL that DuckDB does not take, and as `connect`.
     """
-    values = _as_dict(row)
-    for name, value in values.items():
-        if _is_image(value) and value["bytes"] is None and value["path"] is not None and root is not None:
-            values[name] = {**value, "bytes": Storage().read(join(normalize(root), value["path"]))}
-    name = values.get("image_id", "this row")
-    if values.get("status", Status.OK.value) != Status.OK.value:
-        raise InvalidInputError(f"{name}: has no {task} map; its status is {values['status']!r}")
+    with _running(output, sql, storage) as reader:
+        return reader.read_all()
+
+
+def save_query(
+    output: str, sql: str, path: str | Path, *, format: Format | None = None, storage: Storage | None = None
+) -> int:
+    """Write what a query gives to a local file, as a stream, and return the number of rows.
+
+    `format` is by default the path's suffix. CSV has nested values as JSON; JSON is one array of objects; both have
+    bytes in base 64. The file is there whole or not at all.
+    """
+    path = Path(path)
+    format = format or find_format(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        loaded: np.ndarray = load_task(task).load(values)
-        return loaded
-    except KeyError as err:
-        raise InvalidInputError(f"the row lacks column {err}, which a {task} map is read from") from None
-    except TypeError:  # null where its bytes should be
-        raise InvalidInputError(f"{name}: has no {task} map; give root if it is a path") from None
-    except ValueError as err:
-        raise InvalidInputError(f"{name}: damaged {task} map: {err}") from None
+        with _running(output, sql, storage) as reader:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            count = _WRITERS[format](reader, temporary)
+        os.replace(temporary, path)
+        return count
+    except OSError as err:
+        raise OutputError(f"{path}: can't be written ({err.strerror}); name another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _as_dict(row: Any) -> dict[str, Any]:
-    if isinstance(row, (pa.Table, pa.RecordBatch)):
-        if row.num_rows != 1:
-            raise InvalidInputError(f"expected one row, got {row.num_rows}; slice(i, 1) takes one")
-        return dict(row.to_pylist()[0])
-    if isinstance(row, Mapping):
-        return {name: v.as_py() if isinstance(v, pa.Scalar) else v for name, v in row.items()}
-    for method in ("as_py", "to_dict"):  # an Arrow scalar, a pandas Series
-        if hasattr(row, method):
-            return dict(getattr(row, method)())
-    raise InvalidInputError(f"expected one label row (dict, Series, Arrow row), got {type(row).__name__}")
+def find_format(path: Path) -> Format:
+    """Return the format that a file's name asks for. Raises InvalidInputError for an unknown suffix."""
+    for name in get_args(Format):
+        if path.suffix.lower() == f".{name}":
+            return name  # type: ignore[no-any-return]
+    raise InvalidInputError(f"{path}: unknown suffix; expected {', '.join(f'.{n}' for n in get_args(Format))}")
 
 
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() == {"bytes", "path"}
+@contextmanager
+def _running(output: str, sql: str, storage: Storage | None) -> Iterator[pa.RecordBatchReader]:
+    """Run a query and yield its rows as a stream."""
+    with connect(output, storage=storage) as connection:
+        import duckdb
+
+        try:
+            found = [statement.type for statement in connection.extract_statements(sql)]
+            if found != [duckdb.StatementType.SELECT]:
+                kinds = ", ".join(kind.name for kind in found) or "nothing"
+                raise InvalidInputError(f"SQL: expected one SELECT, found {kinds}")
+            reader = connection.sql(sql).to_arrow_reader(_ROWS_AT_ONCE)
+            twice = [name for name, times in Counter(reader.schema.names).items() if times > 1]
+            if twice:
+                raise InvalidInputError(f"SQL: several columns are called {', '.join(twice)}; rename them with `as`")
+            yield reader
+        except duckdb.Error as err:
+            raise InvalidInputError(f"SQL: {' '.join(redact(str(err)).split())}") from None
+
+
+def _add_manifest(connection: duckdb.DuckDBPyConnection, storage: Storage, output: str) -> None:
+    """Add the view `manifest`: the pinned files' columns after `shard` and `row`."""
+    manifest = read_pins(output, storage)
+    uris = [file.uri for file in manifest.files]
+    if not is_local(uris[0]):
+        filesystem, _ = storage.arrow(uris[0])
+        connection.register_filesystem(filesystem.handler.fs)
+    connection.execute("set allowed_paths = $1", [uris])
+    files = {"uri": uris, "key": [f.key for f in manifest.files], "rows": [f.rows for f in manifest.files]}
+    connection.register("_manifest_files", pa.table(files))
+    # the type's enum has moved between DuckDB's modules; its name has not
+    connection.create_function("_redact", _redact, ["varchar"], "varchar", type="arrow")  # type: ignore[call-overload]
+    listed = ", ".join(map(_quoted, uris))
+    source = f"read_parquet([{listed}], union_by_name = true, file_row_number = true, filename = '_file')"
+    described = connection.execute(f"describe select * from {source}").fetchall()
+    # `shard` and `row` say where a row lies, whatever the manifest has under these names
+    types = {name: kind for name, kind, *_ in described if name not in ("shard", "row", "file_row_number", "_file")}
+    columns = [_SAFE.get((name, kind), f"m.{_identifier(name)}") for name, kind in types.items()]
+    first = f"m.file_row_number // {manifest.shard_rows} * {manifest.shard_rows}"
+    end = f"least({first} + {manifest.shard_rows}, f.rows)"
+    shard = f"f.key || '/' || format('{{:012d}}-{{:012d}}', {first}, {end}) as shard"
+    connection.execute(
+        f"create view manifest as select {', '.join([shard, 'm.file_row_number as row', *columns])} "
+        f"from {source} m join _manifest_files f on m._file = f.uri"
+    )
+
+
+def _redact(texts: pa.ChunkedArray) -> pa.Array:
+    return pa.array([None if text is None else redact(text) for text in texts.to_pylist()], pa.string())
+
+
+def _persons_view(record: TaskRecord) -> str:
+    """Return the SQL of the view `persons`: a row a person, a column a keypoint where the task has them."""
+    place = ", ".join(f"p.bbox_xyxy[{i}] as {name}" for i, name in enumerate(("x1", "y1", "x2", "y2"), start=1))
+    columns = f"shard, row, image_id, uri, width, height, person, {place}, p.bbox_score as bbox_score"
+    if "keypoints" in record.meaning:
+        points = (
+            f"case when p.keypoint_scores[{k}] > 0 then {{'x': p.keypoints[{k}][1], 'y': p.keypoints[{k}][2], "
+            f"'score': p.keypoint_scores[{k}]}} end as {_identifier(name)}"
+            for k, name in enumerate(record.meaning["keypoints"], start=1)
+        )
+        columns = f"{columns}, p.whole_frame as whole_frame, p.error as error, {', '.join(points)}"
+    people = "unnest(people) as p, generate_subscripts(people, 1) - 1 as person"
+    return f"create view persons as select {columns} from (select *, {people} from {record.task})"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _write_parquet(reader: pa.RecordBatchReader, path: Path) -> int:
+    count = 0
+    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+            count += batch.num_rows
+    return count
+
+
+def _write_csv(reader: pa.RecordBatchReader, path: Path) -> int:
+    count = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(reader.schema.names)
+        for row in _plain_rows(reader):
+            writer.writerow([json.dumps(v) if isinstance(v, (dict, list)) else v for v in row.values()])
+            count += 1
+    return count
+
+
+def _write_json(reader: pa.RecordBatchReader, path: Path) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for count, row in enumerate(_plain_rows(reader), start=1):
+            file.write(("[\n" if count == 1 else ",\n") + json.dumps(row))
+        file.write("[]\n" if not count else "\n]\n")
+    return count
+
+
+_WRITERS = {"parquet": _write_parquet, "csv": _write_csv, "json": _write_json}
+
+
+def _plain_rows(reader: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:
+    for batch in reader:
+        for row in batch.to_pylist():
+            yield json_value(row)
+
+
+def json_value(value: Any) -> Any:
+    """Return a value as JSON has it: bytes in base 64, dates as text, null for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(name): json_value(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(v) for v in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from annotator.envelope import Status
 from annotator.errors import NotFoundError
 from annotator.fingerprint import TaskRecord, read_task_records
+from annotator.labels.bad_rows import read_current
 from annotator.labels.scan import is_cut, map_bounded
 from annotator.manifest import Manifest, read_pins
 from annotator.shards import labels_folder, parse_label_uri
@@ -106,10 +107,14 @@ def _task_status(storage: Storage, output: str, record: TaskRecord, manifest: Ma
 def _statuses(storage: Storage, info: ObjectInfo) -> Counter[str] | None:
     """Return a label file's rows by status, None if it can't be read."""
     try:
-        with storage.open(info.uri, info) as source:
-            return _count_statuses(pq.ParquetFile(source))
+        return read_current(storage, info, lambda now: _read_statuses(storage, now))
     except (pa.ArrowException, OSError, NotFoundError, KeyError, ValueError):
         return None
+
+
+def _read_statuses(storage: Storage, info: ObjectInfo) -> Counter[str]:
+    with storage.open(info.uri, info) as source:
+        return _count_statuses(pq.ParquetFile(source))
 
 
 def _count_statuses(parquet: pq.ParquetFile) -> Counter[str]:
@@ -138,7 +143,7 @@ def _count_statuses(parquet: pq.ParquetFile) -> Counter[str]:
 
 def last_rate(storage: Storage, output: str) -> float:
     """Return images a second of the latest run that tells, 0 if none does."""
-    rates = [run.images_per_s for run in _runs(storage, output) if run.images_per_s]
+    rates = [r.images_per_s for r in _runs(storage, output) if r.images_per_s and not r.record.get("retried")]
     return rates[-1] if rates else 0.0
 
 

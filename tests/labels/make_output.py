@@ -168,9 +168,13 @@ def map_columns(task: str, value: np.ndarray) -> Row:
 
 def label_bytes(rows: list[Row], schema: pa.Schema, *, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
     """Return rows as a label file, written as DESIGN section 4 says: PNGs plain, checksums, page index."""
-    sink = io.BytesIO()
+    return table_bytes(pa.Table.from_pylist(rows, schema=schema), row_group_rows=row_group_rows)
+
+
+def table_bytes(table: pa.Table, *, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
+    """Return a table of label rows as a label file."""
+    sink, schema = io.BytesIO(), table.schema
     plain = {f"{f.name}.bytes" for f in schema if f.type == IMAGE}
-    table = pa.Table.from_pylist(rows, schema=schema)
     # "column" for flat ones, "column.list.element" for lists: asked of Parquet itself
     probe = io.BytesIO()
     pq.write_table(schema.empty_table(), probe)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from annotator.errors import OutputError, TransientStorageError
 from annotator.job import StorageOptions
-from annotator.labels.verify import MAX_LISTED, VerifyReport, verify
+from annotator.labels.findings import MAX_LISTED, VerifyReport
+from annotator.labels.verify import verify
 from annotator.storage import Storage
 from tests.labels.make_output import Output, Row, flip_byte, label_bytes, make_output, make_records
 
@@ -341,7 +342,7 @@ def test_files_read_in_parts_are_judged_alike(
     output: Output, monkeypatch: pytest.MonkeyPatch, whole_bytes: int
 ) -> None:
     monkeypatch.setattr("annotator.labels.scan.WHOLE_BYTES", whole_bytes)
-    monkeypatch.setattr("annotator.labels.verify.WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr("annotator.labels.check.WHOLE_BYTES", whole_bytes)
     assert verify(output.uri).ok
     flip_byte(output.path("seg", 2), pq.read_table(output.path("seg", 2))["mask"][5].as_py()["bytes"])
     assert verify(output.uri).counts == {"checksum": 1}
