@@ -123,3 +123,15 @@ def _is_text(dtype: pa.DataType | None) -> bool:
     if pa.types.is_dictionary(dtype):
         return _is_text(dtype.value_type)
     return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
+
+
+def chunk_of(metadata: pq.FileMetaData, group: int, leaf: int) -> pq.ColumnChunkMetaData:
+    """Return what a footer says of one column in one row group.
+
+    Raises ArrowInvalid where it contradicts itself about the column's type: Arrow aborts the process when the
+    statistics of such a part are asked for.
+    """
+    chunk, column = metadata.row_group(group).column(leaf), metadata.schema.column(leaf)
+    if chunk.physical_type != column.physical_type:
+        raise pa.ArrowInvalid(f"{column.path}: {chunk.physical_type} in row group {group}, not {column.physical_type}")
+    return chunk

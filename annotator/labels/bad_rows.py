@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from annotator.errors import ManifestError, NotFoundError, OutputError, TransientStorageError
 from annotator.fingerprint import read_task_records
-from annotator.footer import read_footer
+from annotator.footer import chunk_of, read_footer
 from annotator.labels.scan import is_cut, map_bounded
 from annotator.manifest import Manifest, PinnedFile, read_pins
 from annotator.manifest_build import Built, tidy
@@ -199,7 +199,7 @@ def bad_rows_of(parquet: pq.ParquetFile, columns: list[str]) -> pa.Table:
     metadata = parquet.metadata
     leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     leaf = leaves.index("error_class")
-    groups = [group for group in range(metadata.num_row_groups) if not _is_null(metadata.row_group(group).column(leaf))]
+    groups = [group for group in range(metadata.num_row_groups) if not _is_null(chunk_of(metadata, group, leaf))]
     table = parquet.read_row_groups(groups, columns=columns, use_threads=False)
     return table.filter(table["error_class"].is_valid())
 

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from annotator.errors import InvalidInputError, NotFoundError, OutputError
-from annotator.footer import find_source, read_footer
+from annotator.footer import chunk_of, find_source, read_footer
+from annotator.labels.snapshot import find_places
 from annotator.labels.tables import find_record, open_labels
 from annotator.manifest import PinnedFile, make_id, read_pins
 from annotator.shards import Shard, label_uri
@@ -25,12 +26,19 @@ from annotator.storage import ObjectInfo, Storage, normalize
 def find_label(output: str, task: str, image_id: str, *, storage: Storage | None = None) -> dict[str, Any]:
     """Return the label row of an image, map included; of the first such image if several share the id.
 
-    On S3 that is about ten requests, whatever the number of label files.
+    On S3 that is about ten requests, whatever the number of label files; a snapshot of `annotator.compact` spares
+    the search through the manifest.
     Raises InvalidInputError if no image has the id, OutputError if it is not labelled yet.
     """
     storage = storage or Storage()
     output = normalize(output)
     manifest = read_pins(output, storage)
+    order = {file.key: number for number, file in enumerate(manifest.files)}
+    # where an image lies never changes, so even a snapshot that is out of date may say it
+    places = [(s, row) for s, row in find_places(storage, output, task, image_id) if s.file_key in order]
+    if places:
+        shard, row = min(places, key=lambda place: (order[place[0].file_key], place[1]))
+        return read_label(storage, output, task, shard, row)
     unsearched = False
     for file in manifest.files:
         row, is_sure = _find_row(storage, file, image_id)
@@ -101,8 +109,8 @@ def _find_row(storage: Storage, file: PinnedFile, image_id: str) -> tuple[int | 
 def _groups_with(metadata: pq.FileMetaData, column: str | None, value: Any) -> Iterator[int]:
     """Yield the row groups whose statistics do not rule out that a column holds this value."""
     for group in range(metadata.num_row_groups):
-        chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
-        found = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+        leaves = (i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
+        found = next((chunk_of(metadata, group, leaf).statistics for leaf in leaves), None)
         if (
             found is None
             or not found.has_min_max

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from annotator.envelope import Status
 from annotator.errors import NotFoundError
 from annotator.fingerprint import TaskRecord, read_task_records
+from annotator.footer import chunk_of
 from annotator.labels.bad_rows import read_current
 from annotator.labels.scan import is_cut, map_bounded
 from annotator.manifest import Manifest, read_pins
@@ -124,7 +125,7 @@ def _count_statuses(parquet: pq.ParquetFile) -> Counter[str]:
     counts: Counter[str] = Counter()
     mixed: list[int] = []
     for group in range(metadata.num_row_groups):
-        column = metadata.row_group(group).column(leaf)
+        column = chunk_of(metadata, group, leaf)
         stats = column.statistics
         # a row group whose smallest status is its largest, most often "ok", needs no reading
         if stats is not None and stats.has_min_max and stats.min == stats.max and stats.null_count == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def test_a_file_that_cannot_be_read_is_counted_as_such(tmp_path: Path) -> None:
     output.rewrite("seg", 2, lambda rows: [{**rows[0], "status": "fine"}, *rows[1:]])
     (task,) = status(output.uri).tasks
     assert (task.shards, task.rows, task.unreadable) == (4, 23, 2)
+
+
+def test_a_footer_that_contradicts_itself_is_counted_not_run_into(tmp_path: Path) -> None:
+    """Arrow ends the process where the statistics of such a column are asked for."""
+    output = make_output(str(tmp_path), tasks=("seg",))
+    path = output.path("seg", 1)
+    path.write_bytes(_with_another_type(path, b"status"))
+    (task,) = status(output.uri).tasks
+    assert (task.shards, task.unreadable) == (4, 1)
+
+
+def _with_another_type(path: Path, name: bytes) -> bytes:
+    """Return a label file whose footer says of a text column's part that it holds INT32."""
+    whole = path.read_bytes()
+    found = re.search(rb"\x15\x0c(?=\x19.{,8}\x06" + name + rb")", whole, re.DOTALL)  # Thrift: type 6, encodings, path
+    assert found is not None
+    return whole[: found.start()] + b"\x15\x02" + whole[found.end() :]
 
 
 def test_with_where_the_number_of_rows_is_not_guessed(tmp_path: Path) -> None:
