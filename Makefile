@@ -12,6 +12,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 EXTRAS ?= dev
 PIP_ARGS ?=
+SEEDS ?= 20
+FIRST ?= 0
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -30,7 +32,7 @@ help:  ## List these commands
 setup: $(STAMP)  ## Make .venv and install the package with pinned dependencies
 
 .PHONY: demo
-demo: setup  ## Label the photographs of tests/photos, end to end, into demo/
+demo: setup  ## Label generated pictures and photographs, end to end, into demo/ (CHECKPOINTS=~/sapiens_host)
 	@bash tests/demo/run.sh demo
 
 ##@ Develop
@@ -57,6 +59,10 @@ format: setup  ## Let ruff put code in order
 .PHONY: bench
 bench: setup  ## Run tests/bench/ and print its tables
 	@for script in tests/bench/bench_*.py; do echo "== $$script"; $(PY) "$$script"; done
+
+.PHONY: chaos
+chaos: setup  ## Lose workers, nodes, drivers and S3, a schedule a seed (SEEDS=20, FIRST=0)
+	$(PY) -m tests.chaos --seeds $(SEEDS) --first $(FIRST)
 
 .PHONY: pins
 pins: setup  ## Write what .venv holds to constraints.txt

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from annotator.errors import BudgetExceededError
 from annotator.job import Job
+from annotator.manifest import Manifest, PinnedFile
+from annotator.planning import Plan, make_plan
 from annotator.report import Reporter, _lower_bound, new_run_id
 from annotator.shards import Shard
 from annotator.storage import Storage
@@ -46,6 +48,28 @@ def test_summaries_add_up(tmp_path: Path) -> None:
         assert report.errors == {"not_found": 50}
         assert report.stages["fetch"] == (9.0, 3.0)
         assert report.deferred == {}  # done in the end
+
+
+def test_what_others_committed_is_found_and_in_no_other_count(tmp_path: Path) -> None:
+    """A shard that was there already; one that a stopped worker labelled too late; one whose worker died untold."""
+    there, late = (Shard("f-00000000", first, first + 100) for first in (0, 100))
+    with reporter(tmp_path, 1.0) as found:
+        found.planned(plan_of(400))
+        found.add(Summary(shard=there, existed=("seg",)))
+        found.add(Summary(shard=late, existed=("seg",), rows=100))
+        found.add(summary(2, ok=90, bad=10))
+        assert (found.report.images_left, found.report.shards_left) == (100, 1)
+        found.planned(plan_of(0))
+        report = found.report
+        assert (report.images, report.found, report.shards, report.images_left) == (100, 300, 1, 0)
+        assert report.statuses == {"seg": {"ok": 90, "unreadable": 10}}
+
+
+def plan_of(rows: int) -> Plan:
+    """Return a plan with so many rows left, in shards of 100."""
+    file = PinnedFile(key="f-00000000", uri="f", size=1, etag=None, rows=rows, footer_digest="")
+    manifest = Manifest(root="m", shard_rows=100, where=None, files=(file,))
+    return make_plan(manifest, ("seg",), lambda task, key: set())
 
 
 def test_one_bad_shard_does_not_end_a_run(tmp_path: Path) -> None:
