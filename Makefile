@@ -20,6 +20,8 @@ STAMP := $(VENV)/.installed
 FAST := not ray and not s3 and not slow and not notebook and not gpu
 # Whole jobs, hostile corpora and the commands of the docs take minutes: `make test` has them.
 LONG := tests/running tests/faults tests/hostile tests/test_docs_run.py
+# Two processes: most of the time of the long tests is waiting, for Ray and for servers. Groups: tests/conftest.py
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 
 ##@ Use
 
@@ -39,11 +41,11 @@ demo: setup  ## Label generated pictures and photographs, end to end, into demo/
 
 .PHONY: check-fast
 check-fast: lint  ## Inner loop, under a minute: lint, types, tests without Ray, S3 or slow parts
-	$(PY) -m pytest -q -m "$(FAST)" $(addprefix --ignore=,$(LONG))
+	$(PY) -m pytest -q $(SIDE_BY_SIDE) -m "$(FAST)" $(addprefix --ignore=,$(LONG))
 
 .PHONY: test
 test: lint  ## Everything that CI checks: lint, types, all tests
-	$(PY) -m pytest
+	$(PY) -m pytest $(SIDE_BY_SIDE)
 
 .PHONY: lint
 lint: setup  ## ruff, ruff format, mypy --strict

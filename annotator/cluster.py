@@ -17,8 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -85,15 +84,32 @@ class Cluster:
             # A session a round: a worker that Ray restarts while a round ends stays, and holds its CPUs for ever.
             self._stack.close()
             self._stack.enter_context(ray_session(self._address))
-        label = _label_here if self._local else _label_on_ray
-        return label(self._job, shards, tasks, last_round=last_round, redo=self._redo)
+        order = _Order(job=self._job, tasks=tasks, last_round=last_round, redo=self._redo)
+        if self._local:
+            return _label_here(order, shards)
+        return _label_on_ray(order, shards)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Order:
+    """What a worker is told when it is built; small, for it travels to each."""
+
+    job: Job
+    tasks: tuple[str, ...]
+    last_round: bool
+    redo: frozenset[str]
+
+    def build(self) -> Worker:
+        from annotator.worker import Worker  # loads torch, which a run with nothing to do never needs
+
+        return Worker(self.job, tasks=self.tasks, last_round=self.last_round, redo=self.redo)
 
 
 class _Started:
     """A worker that is built with its first shard, or a later one where storage was away just then."""
 
-    def __init__(self, job: Job, tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]) -> None:
-        self._build = partial(_build_worker, job, tasks, last_round=last_round, redo=redo)
+    def __init__(self, order: _Order) -> None:
+        self._order = order
         self._worker: Worker | None = None
         self._lock = threading.Lock()
 
@@ -101,7 +117,7 @@ class _Started:
         """Return the worker. Raises what building it raises."""
         with self._lock:
             if self._worker is None:
-                self._worker = self._build()
+                self._worker = self._order.build()
             return self._worker
 
     def __call__(self, shard: Shard) -> Summary:
@@ -125,16 +141,8 @@ class _Started:
             self._worker.close()
 
 
-def _build_worker(job: Job, tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]) -> Worker:
-    from annotator.worker import Worker  # loads torch, which a run with nothing to do never needs
-
-    return Worker(job, tasks=tasks, last_round=last_round, redo=redo)
-
-
-def _label_here(
-    job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]
-) -> Iterator[Summary]:
-    started = _Started(job, tasks, last_round=last_round, redo=redo)
+def _label_here(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
+    started = _Started(order)
     with closing(started) as worker, ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
         flying: set[Future[Summary]] = set()
         try:
@@ -150,38 +158,28 @@ def _label_here(
             worker.stop()
 
 
-def _label_on_ray(
-    job: Job, shards: Sequence[Shard], tasks: tuple[str, ...], *, last_round: bool, redo: frozenset[str]
-) -> Iterator[Summary]:
+def _label_on_ray(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
     import ray
     from ray.exceptions import RayError
 
     resources = ray.cluster_resources()
-    low, high = num_workers(job, cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0), shards=len(shards))
+    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+    low, high = num_workers(order.job, cpus=cpus, gpus=gpus, shards=len(shards))
     try:
-        for row in _dataset(job, shards, tasks, low, high, last_round=last_round, redo=redo).iter_rows():
+        for row in _dataset(order, shards, low, high).iter_rows():
             yield Summary.from_json(row["summary"])
     except RayError as err:
         text = " ".join(str(err).split())[:400]
         raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
 
 
-def _dataset(
-    job: Job,
-    shards: Sequence[Shard],
-    tasks: tuple[str, ...],
-    low: int,
-    high: int,
-    *,
-    last_round: bool,
-    redo: frozenset[str],
-) -> Dataset:
+def _dataset(order: _Order, shards: Sequence[Shard], low: int, high: int) -> Dataset:
     """Return the one operator: shard descriptors in, summaries out."""
     import ray
     from ray.data import ActorPoolStrategy
 
     # A block is what Ray retries as a whole; in the last round a shard that kills its worker stands alone.
-    block = 1 if last_round else max(1, min(64, len(shards) // (32 * high)))
+    block = 1 if order.last_round else max(1, min(64, len(shards) // (32 * high)))
     rows = [asdict(shard) for shard in shards]
     fixed = low == high
     pool = {"size": low} if fixed else {"min_size": low, "max_size": high, "initial_size": low}
@@ -190,14 +188,14 @@ def _dataset(
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         return ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block)).map_batches(
             _RayWorker,
-            fn_constructor_args=(job.model_dump_json(), tasks, last_round, redo),
+            fn_constructor_args=(order,),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 **pool, max_concurrent_calls_per_actor=CALLS_PER_WORKER, enable_true_multi_threading=True
             ),
-            num_gpus=job.gpus_per_worker or None,
-            num_cpus=_cpus_per_worker(job, high),
+            num_gpus=order.job.gpus_per_worker or None,
+            num_cpus=_cpus_per_worker(order.job, high),
             max_task_retries=MAX_TASK_RETRIES,
         )
 
@@ -235,8 +233,8 @@ def _cpus_per_worker(job: Job, workers: int) -> float:
 class _RayWorker:
     """The worker as Ray sees it: a table with one shard in, a table with its summary out."""
 
-    def __init__(self, job: str, tasks: tuple[str, ...], last_round: bool, redo: frozenset[str]) -> None:
-        self._worker = _Started(Job.model_validate_json(job), tasks, last_round=last_round, redo=redo)
+    def __init__(self, order: _Order) -> None:
+        self._worker = _Started(order)
         self._metrics = WorkerMetrics()
         with suppress(AnnotatorError):  # told with the first shard: Ray would only say that an actor died, and retry
             self._worker.start()

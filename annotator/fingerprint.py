@@ -165,6 +165,8 @@ def _read_record(storage: Storage, uri: str) -> TaskRecord:
         )
     except (ValueError, KeyError, TypeError, pa.ArrowException) as err:
         raise OutputError(f"{uri}: not a task record ({type(err).__name__}); restore it from a backup") from None
+    if not uri.endswith(f"/{record.task}.json"):
+        raise OutputError(f"{uri}: is the record of a task {record.task!r}; restore the one of that name from a backup")
     if _digest(record.fingerprint) != record.fingerprint_digest:
         raise OutputError(f"{uri}: the fingerprint is not that of its digest, so it was edited; restore it")
     return record

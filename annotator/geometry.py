@@ -8,6 +8,7 @@ p * m / n on an axis with m. OpenCV's INTER_LINEAR and torch's align_corners=Fal
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LabelSize = Literal["image", "input", "head"]
+
+_STRETCHED: dict[int, dict[tuple[int, int], np.ndarray]] = {}
+"""By `id` of an image's pixels, which is its own until it is gone, and with it the entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,20 @@ def cap(size_yx: tuple[int, int], max_pixels: int) -> tuple[int, int]:
 
 
 def stretch(pixels_YXC: np.ndarray, input_hw: tuple[int, int]) -> np.ndarray:
-    """Return the image at the network's size, as the models were trained and evaluated on.
+    """Return the image at the network's size, as the models were trained and evaluated on; not to be written to.
 
     Shapes: uint8 (Y, X, 3) -> uint8 (H, W, 3).   Source: sapiens-v1.md 3.1: bilinear, no antialiasing.
+    Several tasks see the same: it is worked out once and kept while the image is, so what is written to the image
+    after that is not seen.
     """
-    height, width = input_hw
-    input_HWC: np.ndarray = cv2.resize(pixels_YXC, (width, height), interpolation=cv2.INTER_LINEAR)
-    return input_HWC
+    known = _STRETCHED.get(id(pixels_YXC))
+    if known is None:
+        known = _STRETCHED[id(pixels_YXC)] = {}
+        weakref.finalize(pixels_YXC, _STRETCHED.pop, id(pixels_YXC), None)
+    if input_hw not in known:
+        height, width = input_hw
+        known[input_hw] = cv2.resize(pixels_YXC, (width, height), interpolation=cv2.INTER_LINEAR)
+    return known[input_hw]
 
 
 def resize_to_label(output_CHW: Tensor, geometry: Geometry) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyarrow as pa
+
 from annotator.envelope import label_schema
 from annotator.job import Job
-from annotator.tasks import load_task, task_names
+from annotator.tasks import Task, load_task, task_names
 
 _EXAMPLE_CHANNELS = {"seg": 28, "normal": 3, "depth": 1, "person": 1, "pose": 308}  # as released (fact sheet 2.1)
 _EXAMPLE_OPTIONS = {"pose": {"boxes": "person"}}
@@ -35,12 +37,16 @@ def job_schema() -> dict[str, Any]:
     return found
 
 
+def example_schema(task: str) -> pa.Schema:
+    """Return the schema of a task's label files with the released heads and default options."""
+    found, options, channels = _example(task)
+    return label_schema(found.fields(options, channels), record={})
+
+
 def label_columns(task: str) -> dict[str, Any]:
     """Return a task's label table as its Parquet files have it with the released heads and default options."""
-    found = load_task(task)
-    options = found.options.model_validate({"checkpoint": "", **_EXAMPLE_OPTIONS.get(task, {})})
-    channels = _EXAMPLE_CHANNELS.get(task, 1)
-    arrow = label_schema(found.fields(options, channels), record={})
+    found, options, channels = _example(task)
+    arrow = example_schema(task)
     columns = []
     for column in arrow:
         metadata = {k.decode(): v.decode() for k, v in (column.metadata or {}).items()}
@@ -52,3 +58,10 @@ def label_columns(task: str) -> dict[str, Any]:
         "meaning": dict(found.meaning(options, channels)),
         "huggingface": json.loads((arrow.metadata or {})[b"huggingface"]),
     }
+
+
+def _example(task: str) -> tuple[Task, Any, int]:
+    """Return a task, its default options, and the channels of the released head."""
+    found = load_task(task)
+    options = found.options.model_validate({"checkpoint": "", **_EXAMPLE_OPTIONS.get(task, {})})
+    return found, options, _EXAMPLE_CHANNELS.get(task, 1)

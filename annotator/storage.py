@@ -1,4 +1,4 @@
-"""Local folders and S3 behind seven verbs: info, read, open, list, create, replace, replace_if.
+"""Local folders and S3 behind eight verbs: info, read, open, list, create, replace, replace_if, delete.
 
 The one promise that everything rests on is `create`: an object comes into being whole, once, by whoever
 is first, and nobody ever sees half of it (DESIGN section 3, "Commit"); of all who `replace_if`, one does.
@@ -30,6 +30,7 @@ import pyarrow.fs as pafs
 
 from annotator import local
 from annotator.errors import NotFoundError, StorageError, TransientStorageError
+from annotator.fast_get import fast_get
 from annotator.faults import ExistsError, OutOfRangeError, retry
 from annotator.job import StorageOptions
 
@@ -126,7 +127,8 @@ class Storage:
         """Return the object, or its first `length` bytes. One ranged GET on S3."""
         if is_local(uri):
             return self._retry(uri, lambda: local.read_plain(_path(uri), length))
-        return self._get(uri, 0, length)
+        found = fast_get(self.options, self.timeout_s, *_split(uri), length, os.getpid())
+        return self._get(uri, 0, length) if found is None else cast(bytes, found)
 
     def open(self, uri: str, info: ObjectInfo | None = None) -> BinaryIO:
         """Return the object as a seekable binary file that reads exactly what it is asked for.
@@ -184,6 +186,14 @@ class Storage:
             if _etag(found) != version:
                 return bool(found.get("Metadata", {}).get(_MARK) == mark)  # ours, if the first reply was lost
         return False
+
+    def delete(self, uri: str) -> None:
+        """Remove an object if it exists. Never for labels: only for what can be made again from them."""
+        if is_local(uri):
+            self._retry(uri, lambda: Path(_path(uri)).unlink(missing_ok=True))
+        else:
+            bucket, key = _split(uri)
+            self._s3(uri, "delete_object", Bucket=bucket, Key=key)
 
     def sweep(self, output: str) -> None:
         """Remove temporary files that killed writers left in the output more than a day ago (local outputs only)."""

@@ -23,6 +23,8 @@ class Silent:
 
     def progressed(self, report: Report) -> None: ...
 
+    def waiting(self, seconds: float, why: str) -> None: ...
+
     def ended(self, report: Report) -> None: ...
 
 
@@ -51,8 +53,11 @@ class Bar:
     def progressed(self, report: Report) -> None:
         if self._task is not None:
             bad = f"{report.bad_rows} bad rows" if report.bad_rows else ""
-            rate = f"{report.images_per_s:.1f} images/s"
-            self._progress.update(self._task, completed=report.images, rate=rate, bad=bad)
+            rate = _rate(report)
+            self._progress.update(self._task, completed=report.images + report.found, rate=rate, bad=bad)
+
+    def waiting(self, seconds: float, why: str) -> None:
+        self._progress.console.print(_waiting(seconds, why), markup=False)
 
     def ended(self, report: Report) -> None:
         self._progress.stop()
@@ -70,15 +75,27 @@ class Lines:
     def progressed(self, report: Report) -> None:
         if time.monotonic() - self._spoke >= LINE_EVERY_S or not report.shards_left:
             self._say(
-                f"{report.images} images, {report.images_left} left, {report.images_per_s:.1f} images/s, "
+                f"{report.images} images, {report.images_left} left, {_rate(report)}, "
                 f"{report.bad_rows} bad rows"
             )
+
+    def waiting(self, seconds: float, why: str) -> None:
+        self._say(_waiting(seconds, why))
 
     def ended(self, report: Report) -> None: ...
 
     def _say(self, text: str) -> None:
         self._spoke = time.monotonic()
         print(text, file=sys.stderr, flush=True)
+
+
+def _rate(report: Report) -> str:
+    slowest = f", slowest: {report.slowest}" if report.slowest else ""
+    return f"{report.images_per_s:.1f} images/s{slowest}"
+
+
+def _waiting(seconds: float, why: str) -> str:
+    return f"storage is in trouble; going on in {seconds:.0f} s ({why})"
 
 
 def terminal_watcher(*, quiet: bool = False) -> Watcher:
@@ -104,5 +121,26 @@ def counting(what: str) -> Iterator[Callable[[int], None]]:
         if time.monotonic() - spoke >= LINE_EVERY_S:
             spoke = time.monotonic()
             print(f"{count} {what}", file=sys.stderr, flush=True)
+
+    yield say
+
+
+@contextmanager
+def measuring(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that is told how many things are done, of how many, and shows it on standard error."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    spoke = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal spoke
+        if time.monotonic() - spoke >= LINE_EVERY_S:
+            spoke = time.monotonic()
+            print(f"{done} of {total} {what}", file=sys.stderr, flush=True)
 
     yield say

@@ -94,7 +94,10 @@ def _tutorial(folder: Path, checkpoints: dict[str, Path]) -> None:
     annotator.build_manifest(str(folder / "tests" / "photos"), str(folder / "try" / "manifest"))
     tasks = "".join(f"  {task}: {{checkpoint: try/{task}.safetensors}}\n" for task in checkpoints)
     job = folder / "try" / "job.yaml"
-    job.write_text(f"manifest: try/manifest\noutput: try/labels\ntasks:\n{tasks}shard_rows: 2\n", encoding="ascii")
+    sources = "sources: {roots: [tests/photos]}\n"
+    job.write_text(
+        f"manifest: try/manifest\noutput: try/labels\n{sources}tasks:\n{tasks}shard_rows: 2\n", encoding="ascii"
+    )
     annotator.run(annotator.load_job(job), ray=False)
 
 
@@ -114,10 +117,17 @@ PREPARED: dict[str, Callable[[Path, dict[str, Path]], None]] = {
     "README.md": _own_photographs_and_weights,
     "docs/how-to/bad-images.md": _tutorial,
     "docs/how-to/checkpoints.md": _tutorial,
+    "docs/how-to/cluster.md": _tutorial,
+    "docs/how-to/compact.md": _tutorial,
+    "docs/how-to/export.md": _tutorial,
     "docs/how-to/people.md": _tutorial,
+    "docs/how-to/preview.md": _tutorial,
+    "docs/how-to/query.md": _tutorial,
     "docs/how-to/read-labels.md": _tutorial,
     "docs/how-to/resume-and-extend.md": _tutorial,
     "docs/how-to/s3.md": _bucket,
+    "docs/how-to/speed.md": _tutorial,
+    "docs/how-to/verify.md": _tutorial,
     "docs/reference/cli.md": _tutorial,
     "docs/reference/files.md": _tutorial,
     "docs/reference/labels.md": _tutorial,

@@ -21,20 +21,24 @@ PACKAGE = ROOT / "annotator"
 
 # In `annotator.`; a package holds all that is in it.
 FLOORS = {
-    6: "__init__ cli show schemas submit",
-    5: "pipeline preflight cluster report watch bench",
+    6: "__init__ cli show schemas submit checkup machine wheel",
+    5: "pipeline retrying rounds preflight cluster metrics logs report pace watch bench mannequin",
     4: "worker summary stages labels",
-    3: "tasks dense fingerprint",
+    3: "tasks dense people fingerprint",
     2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where planning shards",
-    1: "job storage faults local images geometry crop keypoints png errors envelope",
+    1: "job storage fast_get faults local images geometry crop keypoints png errors envelope",
 }
 
 FENCES = {
-    "ray": ["annotator.pipeline", "annotator.cluster", "annotator.submit", "annotator.bench"],
+    "ray": ["annotator.pipeline", "annotator.cluster", "annotator.submit", "annotator.checkup",
+            "annotator.metrics", "annotator.bench"],
     "torch": ["annotator.models", "annotator.tasks", "annotator.stages.device", "annotator.stages.networks",
+              "annotator.stages.trial",
               "annotator.worker",
-              "annotator.geometry", "annotator.bench"],
-    **{sdk: ["annotator.storage"] for sdk in ("fsspec", "s3fs", "botocore", "aiobotocore", "boto3", "obstore")},
+              "annotator.geometry", "annotator.bench", "annotator.mannequin"],
+    "aiohttp": ["annotator.stages.http"],
+    **{sdk: ["annotator.storage"] for sdk in ("fsspec", "s3fs", "aiobotocore", "boto3")},
+    **{sdk: ["annotator.storage", "annotator.fast_get"] for sdk in ("botocore", "obstore")},
 }  # fmt: skip
 
 # Of the modules that may use torch, these must not do so when they are imported: planning and status load them.

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 import annotator
+from annotator.job import Sources
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -29,6 +30,7 @@ def labelled(tmp_path: Path, photos: list[Path], tiny_checkpoints: dict[str, Pat
     job = annotator.Job(
         manifest=str(manifest),
         output=str(output),
+        sources=Sources(roots=(str(images),)),
         tasks={task: {"checkpoint": str(path)} for task, path in tiny_checkpoints.items()},
         shard_rows=2,
     )

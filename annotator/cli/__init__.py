@@ -7,13 +7,14 @@ Exit codes are those of `annotator.errors`: 0 done, 2 wrong input, 3 the output 
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
 import annotator
-from annotator.cli import bench, labels, manifest, models, run
+from annotator.cli import bench, cluster, demo, export, labels, manifest, models, query, retry, run
 from annotator.errors import AnnotatorError
 
 app = typer.Typer(
@@ -21,11 +22,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Label image corpora with Sapiens models, every row accounted for exactly once.",
 )
-for verbs in (run, labels):
+for verbs in (run, retry, labels, query, export, cluster):
     app.add_typer(verbs.app)
 app.add_typer(manifest.app, name="manifest")
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
+app.add_typer(demo.app, name="demo")
+app.add_typer(cluster.jobs_app, name="jobs")
 
 
 @app.callback(invoke_without_command=True)
@@ -43,6 +46,8 @@ def _main(
 
 def main() -> None:
     """Run the command line; errors of ours become one line on standard error and an exit code."""
+    # Docker, Kubernetes, Slurm and Ray's jobs stop a process with it: it must end as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except AnnotatorError as err:

@@ -1,9 +1,8 @@
-"""Verbs that read an output: status, verify, preview."""
+"""Verbs that read an output: status, verify; and schema."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -21,24 +20,20 @@ def status(output: str, endpoint_url: Endpoint = None, profile: Profile = None, 
 
 
 @app.command()
-def verify(output: str, endpoint_url: Endpoint = None, profile: Profile = None, json: Json = False) -> None:
-    """Prove from storage alone that every manifest row is labelled exactly once. Exit 7 if not."""
-    report = annotator.verify(output, make_storage(endpoint_url, profile))
-    show(report, json)
-    exit_on_problems(report)
-
-
-@app.command()
-def preview(
+def verify(
     output: str,
-    out: Annotated[Path, typer.Option("--out", help="the PNG to write")] = Path("preview.png"),
-    limit: Annotated[int, typer.Option(min=1, help="how many images")] = 24,
-    where: Annotated[Optional[str], typer.Option(help="filter on label columns")] = None,  # noqa: UP045
+    deep: Annotated[bool, typer.Option("--deep", help="decode every map; check sizes, classes, boxes")] = False,
+    sample: Annotated[int, typer.Option(min=0, metavar="N", help="label N random rows anew, and compare")] = 0,
+    seed: Annotated[int, typer.Option(help="draws other rows")] = 0,
     endpoint_url: Endpoint = None,
     profile: Profile = None,
+    json: Json = False,
 ) -> None:
-    """Draw images and their labels side by side as one PNG contact sheet."""
-    print(annotator.contact_sheet(output, out, limit=limit, where=where, storage=make_storage(endpoint_url, profile)))
+    """Prove from storage alone that every manifest row is labelled exactly once. Exit 7 if not."""
+    storage = make_storage(endpoint_url, profile)
+    report = annotator.verify(output, storage, deep=deep, sample=sample, seed=seed)
+    show(report, json)
+    exit_on_problems(report)
 
 
 @app.command()

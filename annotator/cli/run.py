@@ -14,12 +14,15 @@ from annotator.cli.options import (
     JobFile,
     Json,
     Limit,
+    Log,
     ManifestUri,
     OutputUri,
+    Root,
     Set,
     Tasks,
     make_job,
 )
+from annotator.logs import log_to_stderr
 from annotator.show import show
 from annotator.storage import Storage
 from annotator.watch import counting, terminal_watcher
@@ -32,6 +35,7 @@ def run(
     job: JobFile = None,
     manifest: ManifestUri = None,
     images: Images = None,
+    root: Root = [],  # noqa: B006
     output: OutputUri = None,
     task: Tasks = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
@@ -39,18 +43,28 @@ def run(
     sample: Annotated[Optional[int], typer.Option(min=1, help="N random images, into an output of their own")] = None,  # noqa: UP045
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="workers on Ray, or one in this process")] = True,
     address: Annotated[Optional[str], typer.Option(help="of a running Ray cluster")] = None,  # noqa: UP045
+    price: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--price-per-gpu-hour", min=0, help="to report the cost of a million images"),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    log: Log = None,
     json: Json = False,
 ) -> None:
     """Label what the output lacks. Run it again to go on; run it a third time: nothing to do."""
-    wanted = make_job(job, manifest, output, task, set_, images=images)
+    wanted = make_job(job, manifest, output, task, set_, images=images, roots=root)
     if images is not None:
         with counting("images found") as progress:
             annotator.update_manifest(images, wanted.manifest, Storage(options=wanted.storage), progress=progress)
     if sample is not None:
         wanted = annotator.sample(wanted, sample)
+    if log is not None:
+        log_to_stderr(log)
+    watcher = terminal_watcher(quiet=quiet or log is not None)
     try:
-        report = annotator.run(wanted, ray=ray, address=address, limit=limit, watcher=terminal_watcher(quiet=quiet))
+        report = annotator.run(
+            wanted, ray=ray, address=address, limit=limit, watcher=watcher, price_per_gpu_hour=price
+        )
     except KeyboardInterrupt:
         print("interrupted; what is finished is committed, run again to go on", file=sys.stderr)
         raise typer.Exit(INTERRUPTED_EXIT) from None
@@ -61,6 +75,7 @@ def run(
 def plan(
     job: JobFile = None,
     manifest: ManifestUri = None,
+    root: Root = [],  # noqa: B006
     output: OutputUri = None,
     task: Tasks = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
@@ -68,4 +83,4 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say what a run would do, without doing it."""
-    show(annotator.plan(make_job(job, manifest, output, task, set_), limit=limit), json)
+    show(annotator.plan(make_job(job, manifest, output, task, set_, roots=root), limit=limit), json)

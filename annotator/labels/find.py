@@ -37,8 +37,8 @@ def find_label(output: str, task: str, image_id: str, *, storage: Storage | None
     # where an image lies never changes, so even a snapshot that is out of date may say it
     places = [(s, row) for s, row in find_places(storage, output, task, image_id) if s.file_key in order]
     if places:
-        shard, row = min(places, key=lambda place: (order[place[0].file_key], place[1]))
-        return read_label(storage, output, task, shard, row)
+        place = min(places, key=lambda place: (order[place[0].file_key], place[1]))
+        return read_label(storage, output, task, *place)
     unsearched = False
     for file in manifest.files:
         row, is_sure = _find_row(storage, file, image_id)

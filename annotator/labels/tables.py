@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 
 from annotator.errors import InvalidInputError, OutputError
 from annotator.fingerprint import TaskRecord, read_task_records
+from annotator.labels.snapshot import current_snapshot, tables_folder
 from annotator.shards import labels_folder
 from annotator.storage import Storage, normalize
 from annotator.where import parse_where
@@ -37,6 +38,8 @@ def open_labels(
     `.to_table()` reads nothing else. `filter` is text (`"confidence > 0.9 and status == 'ok'"`, see
     annotator/where.py) or an Arrow expression.
     Label files of a run that goes on meanwhile are not in it; open again to see them.
+    A snapshot of `annotator.compact` is read instead of label files if it holds just these; then rows are in the
+    order of its files.
     Raises OutputError if the output has no such task, InvalidInputError for an unknown column.
     """
     storage = storage or Storage()
@@ -45,8 +48,12 @@ def open_labels(
     condition = parse_where(filter).expression if isinstance(filter, str) else filter
     schema = _select(record.file_schema, columns, condition)
     folder = labels_folder(output, task)
+    infos = list(storage.list(folder))
+    snapshot = current_snapshot(storage, output, task, infos)
+    if snapshot is not None:
+        folder, infos = tables_folder(output, task), snapshot
     filesystem, root = storage.arrow(folder)
-    paths = [root + info.uri.removeprefix(folder) for info in storage.list(folder)]
+    paths = [root + info.uri.removeprefix(folder) for info in infos]
     dataset = ds.FileSystemDataset.from_paths(
         paths, schema=schema, format=ds.ParquetFileFormat(), filesystem=filesystem
     )

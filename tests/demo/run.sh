@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# The main job on real photographs: what a user would type, each command shown before it runs.
+# The main job on generated pictures and on photographs: what a user would type, each command shown before it runs.
 #
-#   bash tests/demo/run.sh FOLDER      FOLDER is made anew; `make demo` gives demo
+#   bash tests/demo/run.sh FOLDER                                FOLDER is made anew; `make demo` gives demo
+#   CHECKPOINTS=~/sapiens_host SIZE=0.3b bash tests/demo/run.sh FOLDER      with weights that Meta released
 #
-# Weights are random, in Sapiens' architecture and at a small size: the maps show that every part works,
-# not what a trained model sees. Ends with an error unless every photograph got every label.
+# Without CHECKPOINTS the weights are annotator's own small models, which know mannequins, not people: the generated
+# pictures show labels that are right, and by how much; on the photographs they may see anything.
+# Ends with an error unless every picture got every label.
 set -euo pipefail
 
 if [ $# -ne 1 ] || [ "$1" = / ]; then
@@ -29,48 +31,53 @@ run() {
     printf '\n$ %s\n' "$*"
     "$@"
 }
-quietly() {
-    printf '\n$ %s\n' "$*"
-    "$@" > /dev/null
-}
 
-title "1. Weights: small and random, made on the spot. A real job names checkpoints that Meta released"
-seed=0
-for task in seg depth normal; do
-    quietly annotator models random --task "$task" --embed 64 --layers 2 --heads 4 --input 64x48 --seed "$seed" \
-        "$demo/weights/$task.safetensors"
-    seed=$((seed + 1))
-done
-quietly annotator models random --task pose --channels 17 --embed 64 --layers 2 --heads 4 --input 64x48 \
-    "$demo/weights/pose.safetensors"
-quietly annotator models random --task person --embed 16 --layers 1 "$demo/weights/person.safetensors"
-run annotator models inspect "$demo/weights/seg.safetensors"
+title "1. Pictures whose truth is known: mannequins, drawn by annotator from a seed"
+run annotator demo make-images --count 24 --seed 1 --out "$demo/mannequins"
 
-title "2. A manifest: a Parquet table with one row a photograph"
-run annotator manifest build tests/photos --out "$demo/manifest"
+if [ -n "${CHECKPOINTS:-}" ]; then
+    CHECKPOINTS=${CHECKPOINTS/#\~/$HOME}
+    title "2. Weights: yours, of size ${SIZE:=0.3b}, below $CHECKPOINTS"
+    run annotator models list "$CHECKPOINTS"
+    person=$(find "$CHECKPOINTS" -name 'rtmdet*.pth' | head -n 1)
+    seg="{root: $CHECKPOINTS, size: $SIZE}" depth="$seg" normal="$seg"
+    pose="{root: $CHECKPOINTS, size: $SIZE, keypoints: ${KEYPOINTS:-308}}"
+else
+    title "2. Weights: small models that know mannequins, not people; annotator brings them"
+    run annotator demo weights --out "$demo/weights"
+    run annotator models inspect "$demo/weights/seg.safetensors"
+    for task in person pose seg depth normal; do
+        declare "$task=$demo/weights/$task.safetensors"
+    done
+fi
 
-title "3. A job: what to label, with what, and where labels go"
+title "3. A manifest: a Parquet table with one row a picture; the photographs are appended to it"
+run annotator manifest build "$demo/mannequins/images" --out "$demo/manifest"
+run annotator manifest append tests/photos --out "$demo/manifest"
+
+title "4. A job: what to label, with what, and where labels go"
 cat > "$demo/job.yaml" << JOB
 manifest: $demo/manifest
+sources: {roots: [$demo/mannequins/images, tests/photos]}     # where pictures may be read from
 output: $demo/output
-tasks:
-  person: {checkpoint: $demo/weights/person.safetensors, score: 0.1, max_people: 2}
-  pose:   {checkpoint: $demo/weights/pose.safetensors, boxes: person}
-  seg:    {checkpoint: $demo/weights/seg.safetensors}
-  depth:  {checkpoint: $demo/weights/depth.safetensors}
-  normal: {checkpoint: $demo/weights/normal.safetensors}
-shard_rows: 2        # photographs a label file; a real job keeps the default of 128
+tasks:                # all five in one pass
+  person: {checkpoint: $person, nms_iou: 0.65}      # two who stand close are two
+  pose:   {checkpoint: $pose, boxes: person}
+  seg:    {checkpoint: $seg}
+  depth:  {checkpoint: $depth, background: zero}
+  normal: {checkpoint: $normal, background: zero}
+shard_rows: 4        # pictures a label file; a real job keeps the default of 128
 workers: 2           # processes; with GPUs one a GPU
 JOB
 run cat "$demo/job.yaml"
 run annotator plan "$demo/job.yaml"
 
-title "4. Run it: a first part in one process, the rest on Ray with two workers, then there is nothing left to do"
-run annotator run "$demo/job.yaml" --limit 4 --no-ray
+title "5. Run it: a first part in one process, the rest on Ray with two workers, then there is nothing left to do"
+run annotator run "$demo/job.yaml" --limit 8 --no-ray
 run annotator run "$demo/job.yaml"
 run annotator run "$demo/job.yaml"
 
-title "5. Prove from storage alone that nothing is missing, twice or damaged"
+title "6. Prove from storage alone that nothing is missing, twice or damaged"
 run annotator verify "$demo/output"
 run annotator status "$demo/output"
 python - "$demo/output" << 'PYTHON'
@@ -80,10 +87,10 @@ import annotator
 
 counts = {task.task: task.statuses for task in annotator.status(sys.argv[1]).tasks}
 if any(not set(by_status) <= {"ok", "no_person"} for by_status in counts.values()):
-    sys.exit(f"some photographs have no label, and all are sound: {counts}")
+    sys.exit(f"some pictures have no label, and all are sound: {counts}")
 PYTHON
 
-title "6. Read the labels with what you have; here pyarrow and pandas"
+title "7. Read the labels with what you have; here pyarrow and pandas"
 cat > "$demo/first_rows.py" << PYTHON
 import pyarrow.dataset
 
@@ -95,22 +102,25 @@ PYTHON
 run cat "$demo/first_rows.py"
 run python "$demo/first_rows.py"
 
-title "7. Look at them"
-run annotator preview "$demo/output" --out "$demo/sheet.png"
+title "8. Look at them"
+run annotator preview "$demo/output" --limit 12 --out "$demo/sheet.png"
+
+title "9. How right are they? Measured against the truth of the mannequins"
+run annotator demo accuracy "$demo/output" --truth "$demo/mannequins"
 
 title "Where everything is, below $PWD (the demo took $SECONDS s)"
 cat << WHERE
-  $demo/sheet.png             the contact sheet: photographs beside their maps. The weights are random, so is what they show
+  $demo/sheet.png             the contact sheet: pictures beside their labels
   $demo/output/labels/        the labels: one folder a task, one Parquet file a shard
   $demo/output/_annotator/    what was pinned, and a record of each run
+  $demo/mannequins/           the generated pictures, and truth.parquet, what is true of them
   $demo/manifest/             the manifest
   $demo/job.yaml              the job
-  $demo/weights/              checkpoints, marked as random for good
 
 What to do next
   source .venv/bin/activate                              puts the command \`annotator\` on your path
-  annotator run --images YOUR_PHOTOS --output try/mine --task seg=$demo/weights/seg.safetensors
-                                                         the same with your own photographs
+  CHECKPOINTS=~/sapiens_host make demo                   the same with weights that Meta released
+  docs/how-to/checkpoints.md                             where to get them
   docs/tutorial.md                                       ten minutes: kill a run, go on, add a task, read labels
   notebooks/explore_labels.ipynb                         asks these labels questions and draws the answers
   jobs/laptop.yaml                                       a job with trained weights, every line explained

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import annotator
-from annotator.job import Limits
+from annotator.job import Limits, Sources
 from tests.hostile.kinds import MAX_BYTES
 from tests.running.make import TASKS
 
@@ -19,6 +19,7 @@ def job_of(folder: Path, checkpoints: list[str]) -> annotator.Job:
     return annotator.Job(
         manifest=str(folder / "manifest"),
         output=str(folder / "labels-out"),
+        sources=Sources(roots=(str(folder),)),
         tasks={task: {"checkpoint": path} for task, path in zip(TASKS, checkpoints, strict=True)},
         shard_rows=32,
         deterministic=True,

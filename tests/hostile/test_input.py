@@ -11,11 +11,10 @@ from PIL import Image as PillowImage
 
 from annotator.envelope import Row
 from annotator.errors import ImageError
-from annotator.job import Limits
+from annotator.job import Job, Limits
 from annotator.stages import decode as module
 from annotator.stages.decode import Image, Mode, decode
-from annotator.stages.fetch import fetch
-from annotator.storage import Storage
+from annotator.stages.fetch import Fetcher
 from tests.hostile import make
 from tests.hostile.decoder import Decoder
 from tests.hostile.kinds import MAX_BYTES, PROGRESSIVE, all_kinds, as_photo
@@ -25,12 +24,13 @@ from tests.pixels.pictures import photo, save
 
 KINDS = all_kinds()
 LIMITS = Limits.model_validate({"max_bytes": MAX_BYTES})
+FETCH = Fetcher(Job(manifest="manifest", output="labels", tasks={"seg": {}}, limits=LIMITS))
 
 
 def look(data: bytes, mode: Mode = "exact") -> Image:
     """Fetch and decode, as a worker does."""
     row = Row(index=0, image_id="", uri=None, data=data, kept={})
-    return decode(fetch(row, Storage(), LIMITS), LIMITS, mode=mode, min_hw=(16, 16))
+    return decode(FETCH(row), LIMITS, mode=mode, min_hw=(16, 16))
 
 
 def outcome(data: bytes, mode: Mode = "exact") -> Expected:

@@ -1,18 +1,18 @@
-"""Exports open in the tools they are for, hold what the labels hold, go on where they stopped, and stay small in memory."""
+"""Exports open in the tools they are for, hold what the labels hold, and go on where they stopped."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -22,16 +22,13 @@ import annotator
 from annotator import png
 from annotator.errors import InvalidInputError, OutputError
 from annotator.job import StorageOptions
-from annotator.labels.export import FORMATS, core
+from annotator.labels.export import FORMATS, FormatName, core
 from annotator.labels.maps import load_map
 from annotator.storage import Storage
-from tests.labels.make_output import MAP_YX, Output, Plan, expected_map, make_output, write_shard
+from tests.labels.make_output import Output, Plan, expected_map, make_output, write_shard
 from tests.labels.test_query import add_pose
 
 ALL = list(FORMATS)
-
-# pycocotools 2.0.11 is behind numpy 2
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -57,89 +54,11 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if not name.startswith("_export/")}
 
 
-def quiet_coco(path: Path) -> Any:
-    from pycocotools.coco import COCO
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(path))
-
-
-def evaluate(truth: Any, results: list[dict[str, Any]], kind: str, sigmas: list[float] | None = None) -> float:
-    """Return the average precision of results against annotations."""
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        run = COCOeval(truth, truth.loadRes(results), kind)
-        if sigmas is not None:
-            run.params.kpt_oks_sigmas = np.array(sigmas)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return float(run.stats[0])
+def test_every_format_is_named_by_its_type() -> None:
+    assert list(get_args(FormatName)) == ALL
 
 
 # -- formats ---------------------------------------------------------------------------------------
-
-
-def test_coco_keypoints_load_and_evaluate(output: Output, tmp_path: Path) -> None:
-    done = annotator.export(output.uri, tmp_path / "out", "coco-keypoints")
-    coco = quiet_coco(tmp_path / "out" / "keypoints.json")
-    assert len(coco.imgs) == done.images == 27
-    people = list(coco.anns.values())
-    assert len(people) == sum(r % 3 for r in range(20)) + sum(r % 3 for r in range(7)) - 2  # row 5: one is left out
-    category = coco.cats[1]
-    assert len(category["keypoints"]) * 3 == len(people[0]["keypoints"])
-    assert min(min(pair) for pair in category["skeleton"]) >= 1
-    rows = annotator.open_labels(output.uri, "pose").to_table().to_pylist()
-    last = next(row for row in rows if row["row"] == 4)["people"][0]
-    found = next(a for a in people if coco.imgs[a["image_id"]]["annotator_row"] == 4)
-    points = np.array(found["keypoints"]).reshape(-1, 3)
-    there = points[:, 2] > 0
-    assert there.sum() == found["num_keypoints"] > 0
-    assert np.allclose(points[there, :2], np.array(last["keypoints"])[there], atol=0.006)
-
-
-def test_poses_equal_themselves_and_worse_ones_score_less(output: Output, tmp_path: Path) -> None:
-    annotator.export(output.uri, tmp_path / "out", "coco-keypoints")
-    coco = quiet_coco(tmp_path / "out" / "keypoints.json")
-    for found in coco.anns.values():
-        found["area"] = 10_000.0  # boxes of the hand-made people are tiny
-    sigmas = coco.cats[1]["sigmas"]
-    same = [{k: a[k] for k in ("image_id", "category_id", "keypoints", "score")} for a in coco.anns.values()]
-    moved = [{**a, "keypoints": (np.array(a["keypoints"]) + np.array([300, 300, 0] * len(sigmas))).tolist()} for a in same]
-    assert evaluate(coco, same, "keypoints", sigmas) == pytest.approx(1)
-    assert evaluate(coco, moved, "keypoints", sigmas) < 0.5
-
-
-def test_coco_segmentation_loads_evaluates_and_gives_the_maps_back(output: Output, tmp_path: Path) -> None:
-    annotator.export(output.uri, tmp_path / "out", "coco-segmentation")
-    coco = quiet_coco(tmp_path / "out" / "segmentation.json")
-    assert len(coco.imgs) == 25  # two unreadable ones have no size and are left out
-    assert len(coco.cats) == 27
-    image = next(i for i in coco.imgs.values() if i["annotator_image_id"] == "image-0-7")
-    mask_YX = np.zeros(MAP_YX, np.uint8)
-    for found in coco.imgToAnns[image["id"]]:
-        mask_YX[coco.annToMask(found) > 0] = found["category_id"]
-        assert found["area"] == int(coco.annToMask(found).sum())
-    assert np.array_equal(mask_YX, expected_map("seg", 7))
-    results = [{k: a[k] for k in ("image_id", "category_id", "segmentation", "score")} for a in coco.anns.values()]
-    assert evaluate(coco, results, "segm") == pytest.approx(1)
-    assert evaluate(coco, results[: len(results) // 2], "segm") < 0.9
-
-
-def test_coco_panoptic_pictures_are_what_the_json_says(output: Output, tmp_path: Path) -> None:
-    annotator.export(output.uri, tmp_path / "out", "coco-panoptic")
-    found = json.loads((tmp_path / "out" / "panoptic.json").read_text())
-    assert (len(found["images"]), len(found["annotations"])) == (25, 23)
-    for annotation in found["annotations"]:
-        picture = png.decode((tmp_path / "out" / "panoptic" / annotation["file_name"]).read_bytes()).astype(np.int64)
-        ids = picture @ [1, 256, 65536]
-        assert set(np.unique(ids)) - {0} == {segment["id"] for segment in annotation["segments_info"]}
-        for segment in annotation["segments_info"]:
-            x, y, width, height = segment["bbox"]
-            assert (ids == segment["id"]).sum() == segment["area"]
-            assert (ids[y : y + height, x : x + width] == segment["id"]).sum() == segment["area"]
-    assert {c["isthing"] for c in found["categories"]} == {0}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves tar files open
@@ -167,7 +86,9 @@ def test_png_files_are_the_maps_and_the_index_says_whose(output: Output, tmp_pat
     index = pq.read_table(tmp_path / "out" / "index").to_pylist()
     assert len(index) == 23
     for row in index:
-        assert np.array_equal(png.decode((tmp_path / "out" / row["seg"]["mask"]).read_bytes()), expected_map("seg", row["row"]))
+        assert np.array_equal(
+            png.decode((tmp_path / "out" / row["seg"]["mask"]).read_bytes()), expected_map("seg", row["row"])
+        )
         depth = cv2.imread(str(tmp_path / "out" / row["depth"]["depth"]), cv2.IMREAD_UNCHANGED)
         value = row["depth"]["depth_offset"] + row["depth"]["depth_scale"] * depth
         assert np.abs(value - expected_map("depth", row["row"])).max() <= 0.25
@@ -222,11 +143,19 @@ def test_where_takes_columns_of_one_task_or_of_several(output: Output, tmp_path:
     assert (one.images, two.images) == (8, 5)
 
 
+def test_where_may_name_a_task_that_is_not_exported(output: Output, tmp_path: Path) -> None:
+    done = annotator.export(output.uri, tmp_path / "out", "coco-keypoints", where="seg.status == 'no_person'")
+    assert done.images == 2
+    found = json.loads((tmp_path / "out" / "keypoints.json").read_text())
+    assert {image["annotator_row"] for image in found["images"]} == {6}
+
+
 def test_what_can_not_be_exported_is_said(output: Output, clean: Output, tmp_path: Path) -> None:
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (InvalidInputError, "no export format 'coco'", {"format": "coco"}),
         (InvalidInputError, "coco-keypoints holds pose labels", {"format": "coco-keypoints", "output": clean.uri}),
         (InvalidInputError, "png holds maps", {"tasks": ["pose"]}),
+        (InvalidInputError, "takes labels of pose alone", {"format": "coco-keypoints", "tasks": ["seg", "pose"]}),
         (OutputError, "no face labels", {"tasks": ["face"]}),
         (InvalidInputError, "columns are", {"where": "size > 3"}),
         (InvalidInputError, "local folder", {"out": "s3://bucket/out"}),
@@ -262,7 +191,7 @@ def test_an_export_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
         patch.setattr(os, "replace", die)
         with pytest.raises(KeyboardInterrupt):
             annotator.export(output.uri, tmp_path / "out", format)  # type: ignore[arg-type]
-    assert tree(tmp_path / "out") != tree(tmp_path / "whole")
+    assert len(list((tmp_path / "out" / "_export" / "parts").iterdir())) < 2, "the last part was not begun"
     done = annotator.export(output.uri, tmp_path / "out", format)  # type: ignore[arg-type]
     assert done.images == whole.images
     assert 0 <= done.kept < done.parts == 3
@@ -283,11 +212,30 @@ def test_labels_that_are_new_or_mended_are_taken_up(tmp_path: Path) -> None:
     assert sorted(int(name[-16:-4]) for name in names) == list(range(16, 48))
 
 
+def test_of_parts_that_fail_at_once_the_first_failure_is_told(
+    output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever part that is: those that stop because of it say nothing of their own."""
+
+    tables = core._Chooser.tables
+
+    def fail_or_wait(self: Any, part: core.Part, *, maps: bool) -> Iterator[pa.Table]:
+        if part.name.endswith("16"):
+            raise InvalidInputError("the disk is made of cheese")
+        time.sleep(0.3)
+        return tables(self, part, maps=maps)
+
+    monkeypatch.setattr(core._Chooser, "tables", fail_or_wait)
+    with pytest.raises(InvalidInputError, match="cheese"):
+        annotator.export(output.uri, tmp_path / "out", "png")
+
+
 def test_a_folder_of_another_export_is_refused(output: Output, tmp_path: Path) -> None:
     annotator.export(output.uri, tmp_path / "out", "png", tasks=["seg"])
-    for changes in ({"format": "webdataset"}, {"where": "row < 5"}, {"tasks": ["depth"]}):
+    other: list[dict[str, Any]] = [{"format": "webdataset"}, {"where": "row < 5"}, {"tasks": ["depth"]}]
+    for changes in other:
         with pytest.raises(OutputError, match="name another folder"):
-            annotator.export(**{"output": output.uri, "out": tmp_path / "out", "format": "png", "tasks": ["seg"], **changes})  # type: ignore[arg-type]
+            annotator.export(output.uri, tmp_path / "out", **{"format": "png", "tasks": ["seg"], **changes})
 
 
 def test_two_exports_at_once_do_not_share_a_folder(output: Output, tmp_path: Path) -> None:
@@ -325,7 +273,17 @@ def test_an_output_on_s3_is_exported_and_gone_on_with(moto_s3: StorageOptions, s
 def test_the_command_says_what_it_did(output: Output, tmp_path: Path) -> None:
     from annotator.cli import app
 
-    command = ["export", output.uri, "webdataset", "--out", str(tmp_path / "out"), "--task", "seg", "--where", "row < 5"]
+    command = [
+        "export",
+        output.uri,
+        "webdataset",
+        "--out",
+        str(tmp_path / "out"),
+        "--task",
+        "seg",
+        "--where",
+        "row < 5",
+    ]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     assert "images: 8" in first.output
@@ -336,8 +294,6 @@ def test_the_command_says_what_it_did(output: Output, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Arrow counts it, for 16 and for 64 label files of 64 maps of 9 KB."""
-    import pyarrow as pa
-
     noise = np.random.default_rng(0).integers(0, 28, (96, 96), dtype=np.uint8)
     monkeypatch.setattr("tests.labels.make_output.expected_map", lambda _task, _row: noise)
     monkeypatch.setattr(core, "PART_ROWS", 256)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from annotator.errors import CheckpointError
-from annotator.models.checkpoint import CONFIG_KEY, inspect_checkpoint, load_model
-from annotator.models.config import ModelConfig
+from annotator.models.checkpoint import inspect_checkpoint, load_model
+from annotator.models.config import CONFIG_KEY, ModelConfig
 from tests.models.support import noise, run, save_pth, tiny, tiny_state
 
 TOLD: dict[str, Any] = {"num_heads": 2, "patch_padding": 0}

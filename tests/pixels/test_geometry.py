@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from annotator import geometry
 from annotator.geometry import Geometry, LabelSize, cap, mask_to, resize_to_label, stretch
 
 SIDE = st.integers(1, 20_000)
@@ -72,3 +73,13 @@ def test_mask_moves_to_another_size_by_its_pixel_centres() -> None:
     np.testing.assert_array_equal(mask_to(mask, (4, 4)), np.kron(mask, np.ones((2, 2), np.uint8)))
     np.testing.assert_array_equal(mask_to(mask_to(mask, (6, 6)), (2, 2)), mask)
     assert mask_to(mask, (2, 2)) is mask
+
+
+def test_stretch_works_a_size_out_once_and_keeps_it_no_longer_than_the_image() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    first = stretch(pixels, (64, 48))
+    assert stretch(pixels, (64, 48)) is first
+    assert stretch(pixels, (32, 48)).shape == (32, 48, 3)
+    kept = len(geometry._STRETCHED)
+    del pixels
+    assert len(geometry._STRETCHED) == kept - 1

@@ -235,6 +235,18 @@ def test_a_crowd_is_bounded_by_score_and_counted() -> None:
     row = pose.encode([points_of(K), points_of(K)], (20, 30), chosen, needs)
     assert row["people_found"] == 3
     assert [p["bbox_xyxy"][0] for p in row["people"]] == [5, 9]
+    assert row["error"] == "3 people, the best 2 kept (max_people)"
+    within = pose.encode([points_of(K)] * 3, (20, 30), options("person", max_people=3), needs)
+    assert (within["people_found"], within["error"]) == (3, None)
+
+
+def test_no_manifest_can_ask_for_more_people_than_the_default_allows() -> None:
+    """A row may hold a million boxes; each would be a crop and a pass through the network."""
+    needs = people(*[[0.0, 0.0, 5.0, 5.0]] * 101)
+    assert len(crops(options("manifest"), needs)) == 100
+    row = pose.encode([points_of(K)] * 100, (20, 30), options("manifest"), needs)
+    assert (row["people_found"], len(row["people"])) == (101, 100)
+    assert row["error"] == "101 people, the best 100 kept (max_people)"
 
 
 def test_output_that_is_not_finite_costs_its_person_or_if_all_are_so_the_image() -> None:

@@ -199,6 +199,23 @@ def test_list_of_a_missing_folder_or_a_file_is_empty(place: Place) -> None:
     assert place.names("none") == place.names("ab") == place.names("abc") == []
 
 
+def test_list_gives_the_version_that_info_gives_and_each_write_another(place: Place) -> None:
+    place.put(b"old", "a", "x")
+    (old,) = place.storage.list(place.uri("a"))
+    assert old.version == place.storage.info(old.uri).version
+    place.put(b"new", "a", "x")
+    (new,) = place.storage.list(place.uri("a"))
+    assert new.version == place.storage.info(old.uri).version != old.version
+
+
+def test_delete_removes_an_object_and_minds_none_that_is_missing(place: Place) -> None:
+    place.put(b"x", "a", "x")
+    place.put(b"y", "a", "y")
+    for _ in range(2):
+        place.storage.delete(place.uri("a", "x"))
+        assert place.names("a") == ["a/y"]
+
+
 # -- local only ------------------------------------------------------------------------------------
 
 

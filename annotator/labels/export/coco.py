@@ -88,6 +88,8 @@ def class_categories(job: Export) -> list[dict[str, Any]]:
     return [{"id": c["id"], "name": c["name"], "supercategory": "person", "color": c["color_rgb"]} for c in found]
 
 
-def finish(name: str, categories: Callable[[Export], list[dict[str, Any]]]) -> Callable[[Export, Mapping[str, Done]], None]:
+def finish(
+    name: str, categories: Callable[[Export], list[dict[str, Any]]]
+) -> Callable[[Export, Mapping[str, Done]], None]:
     """Return what ends an export: it writes one JSON file of this name."""
     return lambda job, parts: write_json(job, parts, name, categories(job))

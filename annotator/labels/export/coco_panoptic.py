@@ -1,8 +1,8 @@
 """COCO panoptic: `panoptic.json` and a PNG an image, for panopticapi and what reads its format.
 
 A segment is a class in an image, its id the class id, so a pixel is (class id, 0, 0); 0 is unlabelled, the background.
-All classes are "stuff": seg labels do not tell people apart. pycocotools itself has no panoptic format: it reads that of
-`coco-segmentation`.
+All classes are "stuff": seg labels do not tell people apart. pycocotools itself has no panoptic format; it
+reads that of `coco-segmentation`.
 """
 
 from __future__ import annotations

@@ -16,14 +16,13 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +42,6 @@ from annotator.labels.join import (
     shape_of,
     used_leaves,
 )
-from annotator.labels.scan import map_bounded
 from annotator.labels.tables import bind_error, columns_of, find_record, find_records
 from annotator.manifest import Manifest, PinnedFile, read_pins
 from annotator.shards import Shard
@@ -54,6 +52,11 @@ PART_ROWS = 4096
 """Rows a part, about: its files are hundreds of megabytes with maps, and a kill costs no more than that."""
 
 _THREADS = 4
+
+
+class _StoppedError(Exception):
+    """Ends a part because another one failed."""
+
 
 Progress = Callable[[int, int], None]
 """Told how many images are done, of how many."""
@@ -96,17 +99,22 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Export:
-    """What is exported, and where to: `tasks` of an output, images that pass `where`, as `format`."""
+    """What is exported, and where to: labels of an output, of images that pass `where`, as `format`.
+
+    records    of the tasks whose labels are exported
+    filters    of those that only `where` names
+    """
 
     storage: Storage
     output: str
     out: Path
     format: Format
     manifest: Manifest
-    records: Mapping[str, TaskRecord]
+    records: dict[str, TaskRecord]
+    filters: dict[str, TaskRecord]
     where: str | None
 
-    def part_folder(self, done: Done) -> Iterator[Path]:
+    def paths(self, done: Done) -> Iterator[Path]:
         """Yield the files and folders of a part."""
         return (self.out / product for product in done.products)
 
@@ -115,7 +123,7 @@ class Export:
 class Format:
     """How one format is written.
 
-    choose     takes the output's records, returns the tasks to export if none is named; InvalidInputError if it can't
+    choose     takes records, returns the tasks that it exports of them by default; InvalidInputError if it can't
     statuses   of rows that go in, every task's; all rows if empty
     maps       whether the maps are needed
     write      writes a part below a folder and returns its files and folders there, from tables with a struct a task
@@ -143,18 +151,23 @@ def export(
     """Export labels into a local folder; `annotator.labels.export.export` says how."""
     storage, output = storage or Storage(), normalize(output)
     records = find_records(storage, output)
-    names = list(dict.fromkeys(tasks)) if tasks else format.choose(records)
+    named = {name: find_record(storage, output, name) for name in tasks or records}
+    names = format.choose(named)
+    if tasks and set(named) != set(names):
+        raise InvalidInputError(f"{format.name} takes labels of {', '.join(names)} alone, not of {', '.join(named)}")
+    leaves = () if where is None else parse_where(where).leaves
+    more = {leaf.split(".")[0] for leaf in leaves if "." in leaf} & set(records) - set(names)
     job = Export(
         storage=storage,
         output=output,
         out=_check_out(output, out),
         format=format,
         manifest=read_pins(output, storage),
-        records={name: find_record(storage, output, name) for name in names},
+        records={name: records[name] for name in names},
+        filters={name: records[name] for name in sorted(more)},
         where=where,
     )
-    format.choose(job.records)
-    choose = _Chooser.make(job.records, where, format.statuses)
+    choose = _Chooser.make(job)
     with _claimed(job):
         parts = list(_parts(job))
         return _export_parts(job, parts, choose, progress)
@@ -162,20 +175,28 @@ def export(
 
 def _export_parts(job: Export, parts: list[Part], choose: _Chooser, progress: Progress | None) -> Exported:
     total, so_far, kept = sum(part.images for part in parts), 0, 0
-    stopping = threading.Event()
     finished: dict[str, Done] = {}
-    try:
-        for part, (done, was_kept) in map_bounded(
-            lambda part: _export_part(job, part, choose, stopping), parts, threads=_THREADS
-        ):
-            finished[part.name] = done
-            kept += was_kept
-            so_far += part.images
-            if progress is not None:
-                progress(so_far, total)
-    except BaseException:
-        stopping.set()  # parts that wait in the queue would hold us up
-        raise
+    failures: list[BaseException] = []  # once it holds one, other parts stop at their next table
+
+    def work(part: Part) -> tuple[Done, bool]:
+        try:
+            return _export_part(job, part, choose, failures)
+        except BaseException as err:
+            failures.append(err)
+            raise
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for part, future in [(part, pool.submit(work, part)) for part in parts]:
+                finished[part.name], was_kept = future.result()
+                kept += was_kept
+                so_far += part.images
+                if progress is not None:
+                    progress(so_far, total)
+        except BaseException as err:
+            failures.append(err)
+            pool.shutdown(cancel_futures=True)
+            raise failures[0] from None
     job.format.finish(job, finished)
     images = sum(done.images for done in finished.values())
     return Exported(out=str(job.out), format=job.format.name, images=images, parts=len(parts), kept=kept)
@@ -223,7 +244,9 @@ def _claimed(job: Export) -> Iterator[None]:
             yield
             (own / "tmp").rmdir()
     except OSError as err:
-        raise OutputError(f"{err.filename or job.out}: can't be written ({err.strerror}); name another folder") from None
+        raise OutputError(
+            f"{err.filename or job.out}: can't be written ({err.strerror}); name another folder"
+        ) from None
 
 
 def _compare_settings(job: Export, path: Path) -> None:
@@ -246,18 +269,19 @@ def _parts(job: Export) -> Iterator[Part]:
     offsets = np.cumsum([0, *(file.rows for file in job.manifest.files)])
     files = {f.key: (f, int(first)) for f, first in zip(job.manifest.files, offsets, strict=False)}
     rows = -(-PART_ROWS // job.manifest.shard_rows) * job.manifest.shard_rows
-    shards = (found for found in list_shards(job.storage, job.output, list(job.records)) if found[0].file_key in files)
+    every = list_shards(job.storage, job.output, [*job.records, *job.filters])
+    shards = (found for found in every if found[0].file_key in files)
     for (key, number), group in groupby(shards, key=lambda found: (found[0].file_key, found[0].first // rows)):
         file, first = files[key]
         yield Part(name=f"{key}-{number * rows:012d}", file=file, first_id=first + 1, shards=tuple(group))
 
 
-def _export_part(job: Export, part: Part, choose: _Chooser, stopping: threading.Event) -> tuple[Done, bool]:
+def _export_part(job: Export, part: Part, choose: _Chooser, failures: list[BaseException]) -> tuple[Done, bool]:
     """Return the part's record, and whether an earlier call had done it."""
     record = job.out / "_export" / "parts" / f"{part.name}.json"
     source = _source(part)
     old = Done(**json.loads(record.read_bytes())) if record.exists() else None
-    if old is not None and old.source == source and all(path.exists() for path in job.part_folder(old)):
+    if old is not None and old.source == source and all(path.exists() for path in job.paths(old)):
         return old, True
     counts: dict[str, dict[str, int]] = {name: {} for name in job.records}
     images = 0
@@ -265,8 +289,8 @@ def _export_part(job: Export, part: Part, choose: _Chooser, stopping: threading.
     def tables() -> Iterator[pa.Table]:
         nonlocal images
         for table in choose.tables(part, maps=job.format.maps):
-            if stopping.is_set():
-                raise InterruptedError("another part failed")
+            if failures:
+                raise _StoppedError
             images += table.num_rows
             for name, count in counts.items():
                 for found in pc.value_counts(pc.struct_field(table[name], "status")).to_pylist():
@@ -276,7 +300,7 @@ def _export_part(job: Export, part: Part, choose: _Chooser, stopping: threading.
     folder = job.out / "_export" / "tmp" / part.name
     folder.mkdir()
     products = job.format.write(job, part, tables(), folder)
-    for path in job.part_folder(old) if old is not None else ():
+    for path in job.paths(old) if old is not None else ():
         _remove(path)
     for product in products:
         target = job.out / product
@@ -316,13 +340,14 @@ class _Chooser:
     conditions: Sequence[tuple[pc.Expression, pa.Schema, str | None]]
 
     @classmethod
-    def make(cls, records: Mapping[str, TaskRecord], where: str | None, statuses: Sequence[str]) -> _Chooser:
-        schema = joined_schema({name: record.file_schema for name, record in records.items()})
-        found = [] if where is None else [_bind(schema, records, parse_where(where).expression)]
-        for name in records if statuses else ():
+    def make(cls, job: Export) -> _Chooser:
+        schemas = {name: record.file_schema for name, record in (job.records | job.filters).items()}
+        schema = joined_schema(schemas)
+        found = [] if job.where is None else [_bind(schema, job.records, parse_where(job.where).expression)]
+        for name in job.records if job.format.statuses else ():
             leaf = (name, "status")
-            found.append((pc.field(*leaf).isin(list(statuses)), shape_of(schema, [leaf]), None))
-        return cls(schema=schema, conditions=found)
+            found.append((pc.field(*leaf).isin(list(job.format.statuses)), shape_of(schema, [leaf]), None))
+        return cls(schema=joined_schema({name: schemas[name] for name in job.records}), conditions=found)
 
     def tables(self, part: Part, *, maps: bool) -> Iterator[pa.Table]:
         """Yield the rows of a part that go in: with maps a row group at a time, else a label file."""
@@ -351,7 +376,8 @@ def _bind(
     for name, record in records.items():
         if bind_error(condition, record.file_schema) is None:
             used: list[Leaf] = [
-                (column,) if column in SHARED else (name, column) for column in columns_of(condition, record.file_schema)
+                (column,) if column in SHARED else (name, column)
+                for column in columns_of(condition, record.file_schema)
             ]
             return condition, shape_of(schema, used), name
     return condition, shape_of(schema, used_leaves(schema, condition)), None

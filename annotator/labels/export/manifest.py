@@ -36,9 +36,7 @@ def _write(job: Export, part: Part, tables: Iterator[pa.Table], folder: Path) ->
         raise ManifestError(f"{file.uri}: changed since the first run pinned it; put the old file back to export")
     name = f"{part.name}.parquet"
     columns = {"label_shard": pa.array(shards, pa.string()), "label_row": pa.array(rows, pa.int64())}
-    copy_rows(
-        job.storage, file, np.array(rows, np.int64), str(folder / name), output=str(folder), columns=columns
-    )
+    copy_rows(job.storage, file, np.array(rows, np.int64), str(folder / name), output=str(folder), columns=columns)
     tidy(str(folder))
     return [name]
 

@@ -24,7 +24,7 @@ def map_column(record: TaskRecord) -> str | None:
 
 
 def choose_one(records: Mapping[str, TaskRecord], task: str, format: str) -> list[str]:
-    """Return the one task that a format is about. Raises InvalidInputError unless it is there and no other is named."""
+    """Return the one task that a format is about. Raises InvalidInputError unless it is there."""
     if task not in records:
         raise InvalidInputError(f"{format} holds {task} labels; the tasks are {', '.join(records)}")
     return [task]
