@@ -54,7 +54,8 @@ def local_copy(uri: str, storage: Storage | None = None) -> Path:
         info = storage.info(normalize(uri))
     except NotFoundError:
         raise CheckpointError(f"{uri}: no such checkpoint; expected a .pth, .safetensors or .pt2 object") from None
-    folder = _cache_folder() / hashlib.sha256(f"{info.uri}\n{info.size}\n{info.etag}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{info.uri}\n{info.size}\n{info.etag}".encode()).hexdigest()[:32]
+    folder = cache_folder("checkpoints") / key
     try:
         if not _is_whole(folder, info):
             with _locked(folder.parent / "lock"):
@@ -89,7 +90,7 @@ def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
     if size < _REMEMBER_BYTES:
         return _read_sha256(path)
     state = hashlib.sha256(f"{path}\n{size}\n{mtime_ns}\n{inode}".encode()).hexdigest()[:32]
-    memory = _cache_folder().with_name("digests") / state
+    memory = cache_folder("digests") / state
     with contextlib.suppress(OSError):
         known = memory.read_text(encoding="ascii")
         if len(known) == 64:
@@ -112,14 +113,15 @@ def _read_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def _cache_folder() -> Path:
+def cache_folder(name: str) -> Path:
+    """Return a folder of this machine's cache, made if need be. Raises CheckpointError where it can't be."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base) / "annotator" / "checkpoints"
+    folder = Path(base) / "annotator" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise CheckpointError(
-            f"{folder}: can't be created ({err.strerror}), and remote checkpoints are kept there; set XDG_CACHE_HOME"
+            f"{folder}: can't be created ({err.strerror}), and {name} are kept there; set XDG_CACHE_HOME"
         ) from None
     return folder
 

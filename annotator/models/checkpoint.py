@@ -19,7 +19,7 @@ from torch import Tensor
 
 from annotator.errors import CheckpointError
 from annotator.models.cache import file_digest, local_copy
-from annotator.models.config import CheckpointInfo, DetectorConfig, ModelConfig
+from annotator.models.config import CONFIG_KEY, CheckpointInfo, DetectorConfig, ModelConfig
 from annotator.models.formats import Weights, read_weights
 from annotator.models.model import Model, head_names
 from annotator.models.rtmdet import Detector, is_detector, load_detector, read_detector_config
@@ -29,8 +29,9 @@ from annotator.models.zoo import DETECTOR_LICENCE, LICENCE, RANDOM_LICENCE, SIZE
 if TYPE_CHECKING:
     from annotator.storage import Storage
 
-CONFIG_KEY = "annotator_config"  # safetensors metadata: ModelConfig as JSON
 RANDOM_KEY = "random"  # safetensors metadata: "true" for weights that were never trained
+LICENCE_KEY = "licence"  # safetensors metadata: of weights that are not Meta's
+NULL_KEY = "null"  # safetensors metadata: "true" for a model that a bench makes cost nothing
 _POSITIONS = "backbone.pos_embed"
 
 
@@ -80,6 +81,7 @@ def load_model(
         for name, tensor in tensors.items()
     }
     model.requires_grad_(False).load_state_dict(state, strict=True, assign=True)
+    model.is_null = weights.metadata.get(NULL_KEY) == "true"
     return model.eval()
 
 
@@ -108,11 +110,12 @@ def inspect_checkpoint(
     config: ModelConfig | DetectorConfig
     detects = _is_for_people(uri, weights, task)
     if detects:
-        config = read_detector_config(uri, weights.tensors)
+        config = read_detector_config(uri, weights)
     else:
         given = Given(task=task, num_heads=num_heads, patch_padding=patch_padding, input_size=input_size)
         _, config = understand(uri, weights, given)
     random = weights.metadata.get(RANDOM_KEY) == "true"
+    licence = weights.metadata.get(LICENCE_KEY, DETECTOR_LICENCE if detects else LICENCE)
     dtypes = Counter(t.dtype for t in weights.tensors.values())
     return CheckpointInfo(
         uri=uri,
@@ -122,7 +125,7 @@ def inspect_checkpoint(
         config=config,
         dtype=str(dtypes.most_common(1)[0][0]).removeprefix("torch."),
         random=random,
-        licence=RANDOM_LICENCE if random else DETECTOR_LICENCE if detects else LICENCE,
+        licence=RANDOM_LICENCE if random else licence,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from annotator.errors import CheckpointError
 
 TASKS = ("seg", "depth", "normal", "pose")
+CONFIG_KEY = "annotator_config"  # safetensors metadata: ModelConfig or DetectorConfig as JSON
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

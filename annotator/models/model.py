@@ -18,7 +18,10 @@ class Model(nn.Module):
     """Normalised RGB (B, 3, H, W) to the raw head output (B, C, h, w); a bare backbone gives features.
 
     H and W are any multiples of 16; at `config.input_hw` the output is `config.output_hw`.
+    A null model stands for one that costs nothing: a bench puts `null_output` in the place of its forward pass.
     """
+
+    is_null = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from annotator.errors import CheckpointError
-from annotator.models.checkpoint import CONFIG_KEY, RANDOM_KEY, inspect_checkpoint
-from annotator.models.config import CheckpointInfo, DetectorConfig, ModelConfig
+from annotator.models.checkpoint import NULL_KEY, RANDOM_KEY, inspect_checkpoint
+from annotator.models.config import CONFIG_KEY, CheckpointInfo, DetectorConfig, ModelConfig
 from annotator.models.formats import read_weights
 from annotator.models.model import Model
 from annotator.models.rtmdet import Detector
@@ -37,6 +37,7 @@ def random_checkpoint(
     channels: int | None = None,
     patch_padding: int | None = None,
     head_channels: int | Sequence[int] | None = None,
+    null: bool = False,
 ) -> CheckpointInfo:
     """Write a float32 .safetensors checkpoint with seeded random weights, marked as random for good.
 
@@ -44,6 +45,7 @@ def random_checkpoint(
     of all hidden head layers, or (of the transposed convolutions, of the 1x1 ones); left out, a model that is
     narrower than its released head has a head of its own width. For `person`, `embed_dim` is the width of the
     detector's neck (192 as released), `num_layers` the blocks of a stage, and the other numbers have no meaning.
+    `null` marks a model whose forward pass a worker leaves out, to show its own speed (not for person).
     The weights are scaled so that outputs vary over the image, like a trained model's.
     Raises CheckpointError for impossible numbers, and when the path holds a file that isn't random weights.
     """
@@ -67,7 +69,7 @@ def random_checkpoint(
         deconv_channels=_head_widths(facts.deconv_channels, head_channels, 0, embed_dim),
         conv_channels=_head_widths(facts.conv_channels, head_channels, 1, embed_dim),
     )
-    write_random(Path(path), config, seed)
+    write_random(Path(path), config, seed, null=null)
     return inspect_checkpoint(str(path))
 
 
@@ -94,7 +96,7 @@ def _head_widths(
     return (asked if isinstance(asked, int) else asked[which],) * len(released)
 
 
-def write_random(path: Path, config: ModelConfig | DetectorConfig, seed: int) -> None:
+def write_random(path: Path, config: ModelConfig | DetectorConfig, seed: int, *, null: bool = False) -> None:
     """Write the file for `random_checkpoint`: atomically, one tensor in memory at a time."""
     if path.exists() and not _is_random(path):
         raise CheckpointError(f"{path}: exists and isn't random weights of ours; choose another path")
@@ -102,6 +104,8 @@ def write_random(path: Path, config: ModelConfig | DetectorConfig, seed: int) ->
         model = Detector(config) if isinstance(config, DetectorConfig) else Model(config)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if t.is_floating_point()}
     metadata = {"format": "pt", RANDOM_KEY: "true", CONFIG_KEY: json.dumps(config.to_dict()), "seed": str(seed)}
+    if null:
+        metadata[NULL_KEY] = "true"
     generator = torch.Generator().manual_seed(seed)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

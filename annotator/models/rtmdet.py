@@ -6,6 +6,8 @@ Shapes: B samples, H W the padded input (640 x 640 as released), h w one level's
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,8 +18,8 @@ from torch.nn import functional as F
 
 from annotator.errors import CheckpointError
 from annotator.models.cache import local_copy
-from annotator.models.config import DetectorConfig
-from annotator.models.formats import read_weights
+from annotator.models.config import CONFIG_KEY, DetectorConfig
+from annotator.models.formats import Weights, read_weights
 
 if TYPE_CHECKING:
     from annotator.storage import Storage
@@ -213,11 +215,12 @@ def load_detector(
 
     Tensors beside backbone, neck and head are left out. Raises CheckpointError naming file and tensor.
     """
-    tensors = read_weights(local_copy(uri, storage)).tensors
+    weights = read_weights(local_copy(uri, storage))
+    tensors = weights.tensors
     if not is_detector(tensors):
         raise CheckpointError(f"{uri}: not a person detector; expected an RTMDet checkpoint; use it for another task")
     with torch.device("meta"):
-        detector = Detector(read_detector_config(uri, tensors))
+        detector = Detector(read_detector_config(uri, weights))
     counter = torch.zeros((), dtype=torch.int64)  # of training steps; not used
     state = {
         name: tensors.get(name, counter).to(
@@ -234,10 +237,14 @@ def is_detector(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("bbox_head.") for name in tensors)
 
 
-def read_detector_config(uri: str, tensors: Mapping[str, Tensor]) -> DetectorConfig:
-    """Return width and depth as the tensors have them; every tensor's presence and shape is checked."""
+def read_detector_config(uri: str, weights: Weights) -> DetectorConfig:
+    """Return width and depth as the tensors have them; every tensor's presence and shape is checked.
+
+    The size of the input leaves no trace in the tensors: it is what our own metadata says, else as released.
+    """
+    tensors = weights.tensors
     try:
-        config = _read_config(tensors)
+        config = _with_input(uri, _read_config(tensors), weights.metadata)
     except KeyError as err:
         raise CheckpointError(f"{uri}: missing tensor {err.args[0]}; expected an RTMDet person detector") from None
     with torch.device("meta"):
@@ -250,6 +257,16 @@ def read_detector_config(uri: str, tensors: Mapping[str, Tensor]) -> DetectorCon
                 f"{uri}: tensor {name} has shape {tuple(tensors[name].shape)}; expected {tuple(wanted.shape)}"
             )
     return config
+
+
+def _with_input(uri: str, config: DetectorConfig, metadata: Mapping[str, str]) -> DetectorConfig:
+    if CONFIG_KEY not in metadata:
+        return config
+    try:
+        height, width = json.loads(metadata[CONFIG_KEY])["input_hw"]
+        return dataclasses.replace(config, input_hw=(int(height), int(width)))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{uri}: metadata {CONFIG_KEY} does not give input_hw; write the file again") from None
 
 
 def _read_config(tensors: Mapping[str, Tensor]) -> DetectorConfig:

@@ -6,13 +6,17 @@ models would pay them on every start.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from annotator.errors import CheckpointError
+from annotator.models.cache import cache_folder
 from annotator.models.vit import Attention
 
 M = TypeVar("M", bound=Module)
@@ -55,11 +59,22 @@ def prepare(
             for weight in getattr(model, name, Module()).parameters():
                 if weight.ndim == 4:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    if compile == "max":
-        model.compile(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
-    elif compile == "auto" and on_cuda:
-        model.compile(fullgraph=True, dynamic=False)
+    compile_model(model, device=device, mode=compile)
     return model
+
+
+def compile_model(model: Module, *, device: torch.device, mode: Literal["auto", "off", "max"]) -> None:
+    """Have a model compiled when it first runs: "auto" on CUDA, "max" everywhere and with kernels chosen by timing.
+
+    What is compiled is kept on this machine, beside the checkpoints, so that the next process starts fast.
+    """
+    if mode == "off" or (mode == "auto" and device.type != "cuda"):
+        return
+    with contextlib.suppress(CheckpointError):  # without a cache folder each process compiles for itself
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
+    for switch in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
+        os.environ.setdefault(switch, "1")  # torch's own default in most versions
+    model.compile(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs" if mode == "max" else None)
 
 
 def pad_heads(model: Module) -> None:

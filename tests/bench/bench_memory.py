@@ -74,10 +74,12 @@ def measure(folder: Path, shard_rows: int) -> int:
 
 def label(folder: Path, shard_rows: int) -> None:
     import annotator
+    from annotator.job import Sources
 
     job = annotator.Job(
         manifest=str(folder / "manifest"),
         output=str(folder / f"out-{shard_rows}"),
+        sources=Sources(roots=(str(folder),)),
         tasks={t: {"checkpoint": str(folder / f"{t}.safetensors")} for t in ("seg", "depth", "normal")},
         shard_rows=shard_rows,
     )
