@@ -20,8 +20,8 @@ STAMP := $(VENV)/.installed
 FAST := not ray and not s3 and not slow and not notebook and not gpu
 # Whole jobs, hostile corpora and the commands of the docs take minutes: `make test` has them.
 LONG := tests/running tests/faults tests/hostile tests/test_docs_run.py
-# Two processes: most of the time of the long tests is waiting, for Ray and for servers. Groups: tests/conftest.py
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes, a file each: much of the time of the long tests is waiting, for Ray and for servers.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 ##@ Use
 

@@ -47,24 +47,12 @@ hypothesis.settings.load_profile("annotator")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for processes side by side (`-n 2 --dist loadgroup`), and skip those for GPUs where there is none.
-
-    Tests of a file stay together, for what they share is made once; all that start Ray form one group, for two
-    Rays at once would starve each other, and it comes first, for it takes longest. So do those on the gateway.
-    """
+    """Put tests that start Ray first, for they take longest, and skip those for GPUs where there is none."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        on_gateway = "rgw" in item.name or "rgw_s3" in getattr(item, "fixturenames", ())
-        group = "ray" if item.get_closest_marker("ray") else "gateway" if on_gateway else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    _skip_without_gpu(items)
-
-
-def _skip_without_gpu(items: list[pytest.Item]) -> None:
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return
-    import torch
+    import torch  # only when there is such a test
 
     if not torch.cuda.is_available():
         for item in wanting:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from annotator import png
+from annotator.bench.flops import released_config
 from annotator.geometry import Geometry
-from annotator.models.config import ModelConfig
 from annotator.models.null import null_output
-from annotator.models.zoo import TASK_FACTS
 from annotator.tasks import load_task
 from annotator.tasks.seg import COLOURS
 
@@ -113,22 +112,11 @@ def encode_opencv(array: np.ndarray) -> bytes:
 
 
 def _make_map(task: str, *, noisy: bool) -> np.ndarray:
-    facts, found = TASK_FACTS[task], load_task(task)
-    shape: Mapping[str, Any] = {"embed_dim": 32, "num_layers": 1, "num_heads": 4, "ffn_dim": 128}
-    channels = facts.channels[0]
-    config = ModelConfig(
-        task=task,
-        patch_padding=facts.patch_padding,
-        input_hw=facts.input_hw,
-        channels=channels,
-        deconv_channels=facts.deconv_channels,
-        conv_channels=facts.conv_channels,
-        **shape,
-    )
+    config, found = released_config(task, "0.3b"), load_task(task)
     output_1Chw = null_output(config)
     if noisy:
         output_1Chw = output_1Chw + torch.randn(output_1Chw.shape, generator=torch.Generator().manual_seed(1)) / 10
-    label = found.decode(output_1Chw, [Geometry(IMAGE_YX, facts.input_hw)], found.options(checkpoint="none"))[0]
+    label = found.decode(output_1Chw, [Geometry(IMAGE_YX, config.input_hw)], found.options(checkpoint="none"))[0]
     array: np.ndarray = label["mask" if task == "seg" else task].numpy()
     return array
 

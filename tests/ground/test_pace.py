@@ -6,7 +6,9 @@ import pytest
 
 from annotator.pace import Pace, slowest
 from annotator.report import Report
+from annotator.show import describe
 from annotator.summary import Work
+from annotator.watch import Lines
 
 
 def work(worker: str, seconds: float, *, busy_s: float = 0.0, bare_s: float = 0.0, cpu_s: float = 1.0) -> Work:
@@ -77,3 +79,18 @@ def test_a_million_images_cost_what_the_gpus_cost_meanwhile() -> None:
     assert report.cost_per_million_images == pytest.approx(200)
     report.measure(pace, gpus_per_worker=0.5)
     assert report.cost_per_million_images == pytest.approx(100)
+
+
+def test_a_report_and_the_progress_say_what_holds_the_run_up(capsys: pytest.CaptureFixture[str]) -> None:
+    pace = Pace()
+    pace.add(work("a", 0))
+    pace.add(work("a", 10, busy_s=9.5, bare_s=9))
+    report = Report(run_id="x", state="done", rounds=1, images_per_s=10.0, price_per_gpu_hour=3.6)
+    report.measure(pace, gpus_per_worker=1)
+    describe(report)
+    Lines().progressed(report)
+    printed = capsys.readouterr()
+    assert "1 worker, 1.0 CPU s; slowest stage: forward; devices idle 5% of the time" in printed.out
+    assert "efficiency 0.90" in printed.out
+    assert "100.00 for a million images at 3.6 a GPU hour" in printed.out
+    assert "10.0 images/s, slowest: forward" in printed.err

@@ -10,7 +10,7 @@ import yaml
 
 import annotator
 from annotator.mannequin.evaluate import Accuracy
-from annotator.mannequin.weights import FOLDER, TASKS
+from annotator.mannequin.weights import TASKS
 from tests.running.command import Cli
 
 HELD_OUT = 90210
@@ -28,12 +28,13 @@ class Gate:
         return value >= self.limit if self.at_least else value <= self.limit
 
 
+# The aim is 16 degrees and 0.60; docs/reference/mannequins.md has the curve. Lower these two with better weights.
 GATES: Mapping[str, Gate] = {
     "pck_10": Gate(limit=0.92, at_least=True),
     "pck_05": Gate(limit=0.75, at_least=True),
     "box_ap50": Gate(limit=0.90, at_least=True),
     "part_miou": Gate(limit=0.60, at_least=True),
-    "normal_degrees": Gate(limit=21.5, at_least=False),
+    "normal_degrees": Gate(limit=21.0, at_least=False),
     "depth_ratio": Gate(limit=0.68, at_least=False),
 }
 
@@ -42,10 +43,6 @@ def red(accuracy: Accuracy) -> list[str]:
     """Return the gates that are not passed, of those that were measured."""
     measured = {name: getattr(accuracy, name) for name in GATES}
     return [name for name, value in measured.items() if value is not None and not GATES[name].is_passed(value)]
-
-
-def has_weights() -> bool:
-    return all((FOLDER / f"{task}.safetensors").is_file() for task in TASKS)
 
 
 def label(cli: Cli, made: Path, folder: Path, tasks: Sequence[str] = TASKS) -> Path:

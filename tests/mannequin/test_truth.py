@@ -23,12 +23,12 @@ from annotator.mannequin.body import CLASS_ID
 from annotator.mannequin.evaluate import Accuracy
 from annotator.models import heatmaps, runtime
 from annotator.stages import decode
-from tests.mannequin.gates import GATES, HELD_OUT, has_weights, measure, red
+from tests.mannequin.gates import GATES, HELD_OUT, measure, red
 from tests.running.command import Cli, cli
 
 __all__ = ["cli"]  # a fixture
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_weights(), reason="the weights are still in training")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
