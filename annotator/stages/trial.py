@@ -75,6 +75,7 @@ def largest_batch(network: Network, seen: Input, device: torch.device, most: int
             peaks.append(torch.cuda.max_memory_allocated(device) - before)
     except torch.OutOfMemoryError:
         return max(1, len(peaks))
+    torch.cuda.empty_cache()  # what the probes left reserved is free as well
     free, _ = torch.cuda.mem_get_info(device)
     return batch_that_fits(peaks[0], peaks[1], free, most)
 

@@ -14,7 +14,7 @@ from annotator.mannequin.weights import TASKS
 from tests.running.command import Cli
 
 HELD_OUT = 90210
-"""A seed that nothing was trained on. The detector's `nms_iou` and two of the gates were chosen on its first pictures."""
+"""A seed that nothing was trained on. `nms_iou` and two gates were chosen on its first pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
