@@ -74,10 +74,7 @@ class Lines:
 
     def progressed(self, report: Report) -> None:
         if time.monotonic() - self._spoke >= LINE_EVERY_S or not report.shards_left:
-            self._say(
-                f"{report.images} images, {report.images_left} left, {_rate(report)}, "
-                f"{report.bad_rows} bad rows"
-            )
+            self._say(f"{report.images} images, {report.images_left} left, {_rate(report)}, {report.bad_rows} bad rows")
 
     def waiting(self, seconds: float, why: str) -> None:
         self._say(_waiting(seconds, why))

@@ -62,9 +62,7 @@ def run(
         log_to_stderr(log)
     watcher = terminal_watcher(quiet=quiet or log is not None)
     try:
-        report = annotator.run(
-            wanted, ray=ray, address=address, limit=limit, watcher=watcher, price_per_gpu_hour=price
-        )
+        report = annotator.run(wanted, ray=ray, address=address, limit=limit, watcher=watcher, price_per_gpu_hour=price)
     except KeyboardInterrupt:
         print("interrupted; what is finished is committed, run again to go on", file=sys.stderr)
         raise typer.Exit(INTERRUPTED_EXIT) from None
