@@ -1,6 +1,6 @@
 """What the driver costs a shard when the work is free, and how listing scales; Markdown tables.
 
-    python -m tests.bench.bench_driver [--shards 1000 10000 100000] [--part dispatch|resume|listing]
+    python -m tests.bench.bench_driver [--shards 1000 10000 100000] [--workers 2] [--part dispatch|resume|listing]
 
 dispatch   every shard goes through Ray to a worker that only says that it is done: seconds and driver memory a shard,
            from the first summary to the last, one process for each number of shards
@@ -53,15 +53,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--part", choices=["dispatch", "resume", "listing"])
+    parser.add_argument("--workers", type=int, default=2, help="for dispatch")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(dispatch(args.one)))
+        print(json.dumps(dispatch(args.one, args.workers)))
         return
     if args.part in (None, "dispatch"):
         print("| shards through Ray | seconds | driver peak MB | ms a shard | kB a shard |\n|---|---|---|---|---|")
         for count in args.shards:
-            found = _in_own_process(count)
+            found = _in_own_process(count, args.workers)
             each_kb = (found["peak"] - found["before"]) / count / 1e3
             print(
                 f"| {count} | {found['seconds']:.1f} | {found['peak'] / 2**20:.0f} | "
@@ -81,19 +82,19 @@ def main() -> None:
             print(f"| {count} | 64 | {listing(count, 64):.1f} | {count / PAGE_KEYS * PAGE_S:.0f} |", flush=True)
 
 
-def _in_own_process(count: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.bench.bench_driver", "--one", str(count)]
+def _in_own_process(count: int, workers: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.bench.bench_driver", "--one", str(count), "--workers", str(workers)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def dispatch(count: int) -> dict[str, float]:
+def dispatch(count: int, workers: int) -> dict[str, float]:
     """Send so many shards through Ray and back into a report; return seconds, and bytes before and at the peak."""
     cast(Any, cluster)._RayWorker = NullWorker
     shards = cut("part-0-00000000", count * SHARD_ROWS, SHARD_ROWS)
     with tempfile.TemporaryDirectory(prefix="annotator-bench-") as output:
-        job = Job(manifest="/m", output=output, tasks={"seg": {}}, gpus_per_worker=0, workers=1)
+        job = Job(manifest="/m", output=output, tasks={"seg": {}}, gpus_per_worker=0, workers=workers)
         with cluster.Cluster(job) as pool, Reporter(job, Storage(), Silent()) as reporter:
             start = before = 0.0
             for number, summary in enumerate(pool.label(shards, ("seg",), last_round=False)):
