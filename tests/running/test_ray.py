@@ -192,14 +192,16 @@ def test_a_picture_that_kills_its_decoder_costs_its_own_row_only(
     path = write_job(job, tmp_path)
     command = [sys.executable, "-m", "annotator.cli", "run", str(path), "--quiet", "--json"]
     environment = os.environ | {"PYTHONPATH": str(hook)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr
     rows = table(job.output, "seg").to_pylist()
     assert {r["uri"].rsplit("/", 1)[1]: r["error_class"] for r in rows if r["status"] != "ok"} == {
         "image-0005.png": "decoder_crashed"
     }
     assert len(rows) == 12
-    assert json.loads(done.stdout)["rounds"] in (2, 3)
+    assert (
+        json.loads(done.stdout)["rounds"] <= 4
+    )  # two good shards may be taken along twice, then one in vain, then last
     assert is_whole(job)
 
 
