@@ -199,9 +199,8 @@ def test_a_picture_that_kills_its_decoder_costs_its_own_row_only(
         "image-0005.png": "decoder_crashed"
     }
     assert len(rows) == 12
-    assert (
-        json.loads(done.stdout)["rounds"] <= 4
-    )  # two good shards may be taken along twice, then one in vain, then last
+    # two good shards may die along with it in turn, then a round in vain, then the last one
+    assert json.loads(done.stdout)["rounds"] <= 4
     assert is_whole(job)
 
 
