@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import annotator
-from annotator import cli as cli_module
+from annotator.cli import run as cli_module
 from annotator.errors import TransientStorageError
 from annotator.storage import Storage
 from tests.running.command import Cli, is_one_line
