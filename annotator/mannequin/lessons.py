@@ -58,7 +58,7 @@ def make_lesson(stage: str) -> Lesson:
     size_hw = EARLY_HW if stage == "early" else INPUT_HW
     return Lesson(
         network=lambda: SharedNet(tasks), sample=lambda rng: sampler(rng, size_hw), losses=_losses, marks=_marks,
-        batch=4, lr=3e-4 if stage in TASKS else 8e-4,
+        batch=4, lr=6e-4 if stage in TASKS else 8e-4,
         start={"early": None, "shared": "early"}.get(stage, "shared"),
     )  # fmt: skip
 

@@ -108,6 +108,12 @@ def task_state(state: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
     }
 
 
+def shared_state(state: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
+    """Return a SharedNet's tensors of one task's under the released names; undoes task_state."""
+    prefix = head_names(task)[0]
+    return {name.replace(f"{prefix}.", f"heads.{task}.", 1): tensor for name, tensor in state.items()}
+
+
 def write_checkpoint(path: Path, config: ModelConfig | DetectorConfig, state: Mapping[str, Tensor]) -> None:
     """Write half-precision safetensors that load_model or load_detector reads, whole or not at all."""
     network: nn.Module = Detector(config) if isinstance(config, DetectorConfig) else Model(config)

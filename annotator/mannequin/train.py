@@ -27,10 +27,11 @@ from typing import Any
 
 import cv2
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from annotator.mannequin.lessons import STAGES, Lesson, make_lesson, marked_samples, samples_of
-from annotator.mannequin.networks import DETECTOR, TASKS, nano, task_state, write_checkpoint
+from annotator.mannequin.networks import DETECTOR, TASKS, nano, shared_state, task_state, write_checkpoint
 
 _WARM_UP = 200
 _DECAY = 0.35  # of the steps, at the end, in which the learning rate goes down to nothing
@@ -55,10 +56,13 @@ def learning_rate(step: int, schedule: Schedule, peak: float) -> float:
     return peak * min(1.0, (step + 1) / _WARM_UP, max(left, 0.0))
 
 
-def train(stage: str, folder: Path, schedule: Schedule) -> int:
-    """Train a stage until the schedule ends, keeping its state in the folder; return the step that it reached."""
+def train(stage: str, folder: Path, schedule: Schedule, weights: Path | None = None) -> int:
+    """Train a stage until the schedule ends, keeping its state in the folder; return the step that it reached.
+
+    `weights` is a folder of exported checkpoint files to begin from where the folder has no state of the stage yet.
+    """
     lesson = make_lesson(stage)
-    network, average, optimiser, step = _load(stage, lesson, folder)
+    network, average, optimiser, step = _load(stage, lesson, folder, weights)
     began = saved = time.monotonic()
     stopping: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
@@ -113,7 +117,9 @@ def _step(
     return {name: float(loss.detach()) for name, loss in losses.items()}
 
 
-def _load(stage: str, lesson: Lesson, folder: Path) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer, int]:
+def _load(
+    stage: str, lesson: Lesson, folder: Path, weights: Path | None
+) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer, int]:
     """Return network, its running average, optimiser and step, as saved or new."""
     network = lesson.network()
     average = copy.deepcopy(network)
@@ -129,9 +135,9 @@ def _load(stage: str, lesson: Lesson, folder: Path) -> tuple[nn.Module, nn.Modul
         average.load_state_dict(saved["average"])
         optimiser.load_state_dict(saved["optimiser"])
         step = saved["step"]
-    elif lesson.start is not None:
-        shared = _average(folder, lesson.start)
-        wanted = {name: shared[name] for name in network.state_dict()}
+    elif weights is not None or lesson.start is not None:
+        known = _weights(weights, stage) if weights is not None else _average(folder, str(lesson.start))
+        wanted = {name: known[name] for name in network.state_dict()}
         network.load_state_dict(wanted)
         average.load_state_dict(wanted)
     return network.train(), average.eval().requires_grad_(False), optimiser, step
@@ -143,6 +149,15 @@ def _average(folder: Path, stage: str) -> dict[str, Tensor]:
         raise SystemExit(f"{path}: not there; train the stage {stage} first, with --stage {stage}")
     state: dict[str, Tensor] = torch.load(path, weights_only=True)["average"]
     return state
+
+
+def _weights(folder: Path, stage: str) -> dict[str, Tensor]:
+    """Return the tensors of a stage's exported checkpoint file, single precision, under its network's names."""
+    path = folder / f"{stage}.safetensors"
+    if not path.exists():
+        raise SystemExit(f"{path}: not there; --weights names a folder that --export wrote")
+    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    return shared_state(tensors, stage) if stage in TASKS else tensors
 
 
 def _save(path: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -192,12 +207,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10_000, help="until this step of the stage")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after so many")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--weights", type=Path, help="begin a new stage from the checkpoint files of this folder")
     parser.add_argument("--export", type=Path, help="write checkpoint files into this folder")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     cv2.setNumThreads(given.threads)
     if given.stage:
-        reached = train(given.stage, given.state, Schedule(steps=given.steps, minutes=given.minutes))
+        reached = train(given.stage, given.state, Schedule(steps=given.steps, minutes=given.minutes), given.weights)
         print(f"{given.stage}: step {reached} of {given.steps}, saved in {given.state}")
     if given.export:
         for path in export(given.state, given.export):
