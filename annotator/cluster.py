@@ -256,7 +256,17 @@ class _RayWorker:
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one here that is gone afterwards."""
+    """Connect to a cluster, or start one here that is gone afterwards.
+
+    Ray's threads print of dead workers until they end; what is printed meanwhile goes to standard error, for standard
+    output is for results.
+    """
+    with redirect_stdout(sys.stderr), _session(address):
+        yield
+
+
+@contextmanager
+def _session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side complains of what Ray Data does
@@ -292,8 +302,7 @@ def ray_session(address: str | None) -> Iterator[None]:
                     text = " ".join(str(err).split())[:300]
                     raise JobError(f"Ray at {address or 'this machine'}: {text}") from err
         _configure()
-        with redirect_stdout(sys.stderr):  # Ray's threads print of dead workers; results are for standard output
-            yield
+        yield
     finally:
         if started:
             ray.shutdown()

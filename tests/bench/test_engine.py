@@ -23,7 +23,8 @@ def setup(model: str, **changes: Any) -> Setup:
 
 @pytest.fixture(scope="module")
 def measured() -> EngineBench:
-    return bench_engine(setup("tiny"), ray=False)
+    # many shards: the worker's clock and its family's are read at the two ends of a shard's way back
+    return bench_engine(setup("tiny", images=64), ray=False)
 
 
 @pytest.mark.slow
@@ -37,7 +38,7 @@ def test_every_figure_is_there_and_makes_sense(measured: EngineBench) -> None:
         assert run.cpu_by_stage["decode"] > 0 < run.cpu_by_stage["forward"]
         assert run.cpu_s >= 0.9 * sum(run.cpu_by_stage.values())
         maps = 48 * 64 * (1 + 2 + 3)  # seg 1 byte a pixel, depth 2, normal 3
-        assert maps <= run.bytes_to_host <= 1.2 * maps
+        assert 0.95 * maps <= run.bytes_to_host <= 1.2 * maps  # a batch may lie across either end
         assert run.peak_host_bytes > 50 * 2**20
     assert 0 < measured.efficiency["no-ray"] < 1.5
 
