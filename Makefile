@@ -20,8 +20,8 @@ STAMP := $(VENV)/.installed
 FAST := not ray and not s3 and not slow and not notebook and not gpu
 # Whole jobs, hostile corpora and the commands of the docs take minutes: `make test` has them.
 LONG := tests/running tests/faults tests/hostile tests/test_docs_run.py
-# Two processes, a file each: much of the time of the long tests is waiting, for Ray and for servers.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# A file each at a time. `make test` has one process more than cores: much of its time is waiting, for Ray and servers.
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 
 ##@ Use
 
@@ -41,11 +41,11 @@ demo: setup  ## Label generated pictures and photographs, end to end, into demo/
 
 .PHONY: check-fast
 check-fast: lint  ## Inner loop, under a minute: lint, types, tests without Ray, S3 or slow parts
-	$(PY) -m pytest -q $(SIDE_BY_SIDE) -m "$(FAST)" $(addprefix --ignore=,$(LONG))
+	$(PY) -m pytest -q -n 2 $(SIDE_BY_SIDE) -m "$(FAST)" $(addprefix --ignore=,$(LONG))
 
 .PHONY: test
 test: lint  ## Everything that CI checks: lint, types, all tests
-	$(PY) -m pytest $(SIDE_BY_SIDE)
+	$(PY) -m pytest -n 3 $(SIDE_BY_SIDE)
 
 .PHONY: lint
 lint: setup  ## ruff, ruff format, mypy --strict

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -81,8 +82,10 @@ def owns(process: psutil.Process, port: int) -> bool:
 def three_nodes(folder: str) -> Iterator[Nodes]:
     """Start a cluster of three nodes of one CPU, with its files in the folder; kill all of it afterwards."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray 2.60 turns it on here and not in drivers
+    from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
+    Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)  # it leaves its address there, wherever its files are
     head = {
         "num_cpus": 1,
         "object_store_memory": OBJECT_STORE_BYTES,
