@@ -23,8 +23,6 @@ from annotator.tasks import PERSON, Arrays, Flaw, Input, Needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-LICENCE = "the Sapiens weights released by Meta are CC BY-NC 4.0: non-commercial use only"  # sapiens-v1.md 8.4
-
 FRAME = "the image after EXIF rotation, stretched to map_width x map_height; the first row is the top one"
 
 

@@ -68,6 +68,7 @@ def make_record(
     *,
     config: Mapping[str, Any],
     weights: Mapping[str, Any],
+    licence: str | None = None,
     dtype: str,
     decode: str,
     kept: Iterable[pa.Field],
@@ -76,6 +77,7 @@ def make_record(
     """Return the record of a task as this job would run it.
 
     `config` is the model's (`ModelConfig.to_dict()`, with "channels"); `weights` is {"sha256", "random"};
+    `licence` the note that the weights' own licence asks for, by default that of the released ones;
     `kept` the manifest columns of `keep_columns`; `needs` says what each need's labels are: the digest of that
     task's fingerprint, or where people come from if not from a task.
     """
@@ -95,11 +97,14 @@ def make_record(
             "needs": {name: needs[name] for name in task.needs(options)},
         }
     )
+    meaning = dict(task.meaning(options, channels))
+    if licence is not None:
+        meaning["licence"] = licence
     return TaskRecord(
         task=task.name,
         fingerprint=fingerprint,
         fingerprint_digest=_digest(fingerprint),
-        meaning=_plain(task.meaning(options, channels)),
+        meaning=_plain(meaning),
         schema=schema,
     )
 

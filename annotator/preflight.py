@@ -60,13 +60,14 @@ def preflight(job: Job, *, write: bool = True) -> Ready:
     records: dict[str, TaskRecord] = {}
     kept = kept_fields(storage, manifest, job.keep_columns)
     for name, (task, options) in tasks.items():
-        config, weights = _model(storage, task, options, pinned.get(name))
+        config, weights, licence = _model(storage, task, options, pinned.get(name))
         _check_columns(name, task.fields(options, int(config["channels"])), kept)
         records[name] = make_record(
             task,
             options,
             config=config,
             weights=weights,
+            licence=licence,
             dtype=str(job.dtype),
             decode=job.decode,
             kept=kept,
@@ -189,18 +190,18 @@ def _check_output(storage: Storage, output: str) -> None:
 
 def _model(
     storage: Storage, task: Task, options: TaskOptions, pinned: TaskRecord | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model's config and its weights' digest; the file is only opened if its digest is new."""
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """Return the model's config, its weights' digest and licence; the file is only opened if its digest is new."""
     hints = {key: getattr(options, key) for key in ("num_heads", "patch_padding", "input_size")}
     assert isinstance(options.checkpoint, str)  # found by _with_defaults
     digest = file_digest(options.checkpoint, storage)
     if pinned is not None and pinned.fingerprint["weights"]["sha256"] == digest:
         given = {"input_hw" if key == "input_size" else key: value for key, value in hints.items() if value is not None}
         config = replace(read_config(pinned.fingerprint["model"]), **given)
-        return config.to_dict(), pinned.fingerprint["weights"]
+        return config.to_dict(), pinned.fingerprint["weights"], pinned.meaning.get("licence")
     from annotator.models import inspect_checkpoint  # loads torch, which a run with nothing to do never needs
 
     info = inspect_checkpoint(options.checkpoint, task=task.name, storage=storage, **hints)
     if problem := task.channels(info.config.channels):
         raise CheckpointError(f"{options.checkpoint}: {info.config.channels} output channels; {problem}")
-    return info.config.to_dict(), {"sha256": info.sha256, "random": info.random}
+    return info.config.to_dict(), {"sha256": info.sha256, "random": info.random}, info.licence

@@ -17,8 +17,10 @@ from annotator.errors import CheckpointError
 if TYPE_CHECKING:
     from annotator.storage import Storage
 
-LICENCE = "CC BY-NC 4.0"  # of code and weights: facebookresearch/sapiens, LICENSE
-DETECTOR_LICENCE = "Apache-2.0"  # fact sheet 5: facebook/sapiens-pose-bbox-detector
+# of code and weights: facebookresearch/sapiens, LICENSE
+LICENCE = "the Sapiens weights released by Meta are CC BY-NC 4.0: non-commercial use only"
+# fact sheet 5: facebook/sapiens-pose-bbox-detector
+DETECTOR_LICENCE = "the RTMDet weights released with Sapiens pose are Apache-2.0"
 RANDOM_LICENCE = "none (random weights)"
 
 

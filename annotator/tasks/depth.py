@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from annotator.dense import (
     FRAME,
-    LICENCE,
     BackgroundOptions,
     check_finite,
     check_maps,
@@ -29,6 +28,7 @@ from annotator.dense import (
 )
 from annotator.envelope import field, map_fields
 from annotator.geometry import Geometry, resize_to_label, values_to
+from annotator.models.zoo import LICENCE
 from annotator.tasks import Arrays, Drift, Flaw, Task
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from annotator.dense import (
     FRAME,
-    LICENCE,
     BackgroundOptions,
     check_finite,
     check_maps,
@@ -28,6 +27,7 @@ from annotator.dense import (
 )
 from annotator.envelope import map_fields
 from annotator.geometry import Geometry, resize_to_label, vectors_to
+from annotator.models.zoo import LICENCE
 from annotator.tasks import Arrays, Drift, Flaw, Task
 
 if TYPE_CHECKING:

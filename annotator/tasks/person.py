@@ -18,6 +18,7 @@ from pydantic import Field
 
 from annotator.envelope import Status, field
 from annotator.job import TaskOptions
+from annotator.models.zoo import DETECTOR_LICENCE
 from annotator.people import box_difference, check_people, numbers, outside
 from annotator.tasks import Arrays, Drift, Flaw, Input, Needs, Task
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 BOX = pa.list_(pa.float32(), 4)
 BOX_FRAME = "pixels of the image after EXIF rotation: x1, y1, x2, y2, clipped to it"
-LICENCE = "the RTMDet weights released with Sapiens pose are Apache-2.0"  # sapiens-v1.md 5
 
 _PAD = 114  # of the canvas: sapiens-v1.md 5.1
 _COLOUR = (255, 200, 0)
@@ -73,7 +73,7 @@ def _meaning(options: PersonOptions, channels: int) -> Mapping[str, Any]:
         "what": "boxes round people",
         "bbox_xyxy": BOX_FRAME,
         "bbox_score": "the detector's confidence, 0 to 1",
-        "licence": LICENCE,
+        "licence": DETECTOR_LICENCE,
     }
 
 

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from annotator.crop import Crop, box_problem, clip_box, cut, make_crop
-from annotator.dense import LICENCE
 from annotator.envelope import Status, field
 from annotator.errors import ImageError
 from annotator.job import TaskOptions
 from annotator.keypoints import COUNTS, keypoint_set
+from annotator.models.zoo import LICENCE
 from annotator.people import check_people, keypoint_difference, numbers, outside
 from annotator.tasks import PERSON, Arrays, Drift, Flaw, Input, Needs, Task
 from annotator.tasks.person import left_out

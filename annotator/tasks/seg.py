@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from annotator.dense import (
     FRAME,
-    LICENCE,
     DenseOptions,
     check_finite,
     check_maps,
@@ -28,6 +27,7 @@ from annotator.dense import (
 )
 from annotator.envelope import field, map_fields
 from annotator.geometry import Geometry, mask_to, resize_to_label
+from annotator.models.zoo import LICENCE
 from annotator.tasks import Arrays, Drift, Flaw, Task
 
 if TYPE_CHECKING:

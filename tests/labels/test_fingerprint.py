@@ -11,10 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from safetensors.torch import save_file
 
+import annotator
 from annotator.envelope import ENVELOPE
 from annotator.errors import FingerprintMismatchError, OutputError
 from annotator.fingerprint import TaskRecord, make_record, pin_record, read_task_records, schema_problem
+from annotator.job import Job, Sources
+from annotator.models import load_network, random_checkpoint
+from annotator.models.config import CONFIG_KEY
+from annotator.preflight import preflight
 from annotator.storage import Storage
 from annotator.tasks import load_task
 from tests.labels.make_output import make_records
@@ -156,3 +162,26 @@ def test_a_schema_problem_names_found_and_expected() -> None:
     assert schema_problem(schema.set(0, pa.field("a", pa.int64())), schema) == (
         "the type of column a is int64, expected int32"
     )
+
+
+def test_labels_carry_the_licence_of_their_own_weights(tmp_path: Path, photos: list[Path]) -> None:
+    """Weights that state one, those that annotator brings and random ones; else it is that of what Meta released."""
+    annotator.build_manifest(str(photos[0].parent), str(tmp_path / "manifest"))
+    stated = annotator.copy_weights(tmp_path / "weights").checkpoints
+    small = {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "input_hw": (64, 48), "seed": 0}
+    random_checkpoint(tmp_path / "random.safetensors", task="depth", **small)
+    silent = load_network(stated["pose"], task="pose")
+    save_file(silent.state_dict(), tmp_path / "silent.safetensors", {CONFIG_KEY: json.dumps(silent.config.to_dict())})
+    checkpoints = {**stated, "depth": tmp_path / "random.safetensors", "pose": tmp_path / "silent.safetensors"}
+    tasks = {task: {"checkpoint": str(path)} for task, path in checkpoints.items()}
+    tasks["pose"]["boxes"] = "person"
+    roots = (str(photos[0].parent),)
+    job = Job(
+        manifest=str(tmp_path / "manifest"), output=str(tmp_path / "out"), tasks=tasks, sources=Sources(roots=roots)
+    )
+    first = preflight(job).records
+    licences = {task: record.meaning["licence"] for task, record in first.items()}
+    assert licences.pop("depth") == "none (random weights)"
+    assert "CC BY-NC 4.0" in licences.pop("pose")
+    assert set(licences.values()) == {"Apache-2.0"}
+    assert preflight(job).records == first
