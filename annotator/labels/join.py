@@ -44,7 +44,7 @@ def join(
     """Return the images that all the tasks have labelled by now, in the order of the manifest, as a stream.
 
     Its columns are `shard`, `row`, `image_id`, `uri`, `width`, `height`, and a struct a task that holds the rest:
-    `load_map(row["seg"], "seg")`. `columns` and `filter` name them dotted, as in
+    `load_map(row, "seg")`. `columns` and `filter` name them dotted, as in
     `"seg.confidence > 0.9 and depth.status == 'ok'"`. Without `columns` all are read but the maps; those that are
     named (`"seg.mask"`, or `"seg"` for all of it) are read of the row groups alone in which the filter leaves a row.
     Label files are read as the stream is. `tasks`: by default all that the output has.

@@ -26,7 +26,8 @@ def load_map(
     """Return one row's map, in the unit and dtype that `Task.load` states for the task.
 
     `row` is one label row from any reader: a dict (Polars, `to_pylist`), a pandas Series, an Arrow struct
-    scalar, an Arrow table or batch of one row, a row of Hugging Face `datasets`, its pictures decoded or not.
+    scalar, an Arrow table or batch of one row, a row of Hugging Face `datasets`, its pictures decoded or not, or a
+    row of `join`, that has the label in a struct of the task's name.
     (Pillow, which decodes them there, has no 16-bit RGB: normals of 16 bits come back with 8.)
     `size` "image" gives the map at the size of the oriented image: class ids of the nearest pixel, depth
     interpolated, normals too and made unit vectors again; boxes and keypoints are in image pixels anyway.
@@ -34,7 +35,7 @@ def load_map(
     stored as bytes, the default, need none.
     Raises InvalidInputError if the row lacks a column, or has no map because its status is not "ok".
     """
-    values = _as_dict(row)
+    values = _label(_as_dict(row), task)
     name = values.get("image_id", "this row")
     if not _is_ok(values):
         raise InvalidInputError(f"{name}: has no {task} map; its status is {values['status']!r}")
@@ -57,13 +58,13 @@ def load_maps(
 ) -> Iterator[np.ndarray | None]:
     """Yield the map of each row, in order; None where a row has none because its status is not "ok".
 
-    `table` is an Arrow table, batch or dataset, a pandas or Polars frame, a `datasets.Dataset`, or any iterable of
-    rows. Maps are decoded by all cores, a few ahead of the reader; a dataset is read as it goes. For the rest see
+    `table` is an Arrow table, batch, dataset or reader, a pandas or Polars frame, a `datasets.Dataset`, or any iterable
+    of rows. Maps are decoded by all cores, a few ahead of the reader; a dataset is read as it goes. For the rest see
     `load_map`.
     """
 
     def load(row: Mapping[str, Any]) -> np.ndarray | None:
-        return load_map(row, task, root, size=size, storage=storage) if _is_ok(row) else None
+        return load_map(row, task, root, size=size, storage=storage) if _is_ok(_label(row, task)) else None
 
     for _, loaded in map_bounded(load, _rows(table), threads=os.cpu_count() or 1):
         yield loaded
@@ -80,6 +81,8 @@ def _rows(table: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(table, pa.Table):
         rows = (row for batch in table.to_batches(max_chunksize=ROW_GROUP_ROWS) for row in batch.to_pylist())
     elif hasattr(table, "iter_rows"):  # Polars
+    elif isinstance(table, pa.RecordBatchReader):  # of `join`
+        rows = (row for batch in table for row in _rows(batch))
         rows = table.iter_rows(named=True)
     elif hasattr(table, "iterrows"):  # pandas
         rows = (row for _, row in table.iterrows())
@@ -104,6 +107,14 @@ def _as_dict(row: Any) -> dict[str, Any]:
 
 def _is_ok(row: Mapping[str, Any]) -> bool:
     return bool(row.get("status", Status.OK.value) == Status.OK.value)
+
+def _label(row: dict[str, Any], task: str) -> dict[str, Any]:
+    """Return the task's label row out of a row of `join`, with what it shares with other tasks; others as they are."""
+    own = row.get(task)
+    if not isinstance(own, Mapping) or "path" in own:  # a map
+        return row
+    return {name: value for name, value in row.items() if name != task} | dict(own)
+
 
 
 def _stored(value: Any, root: str | None, storage: Storage | None) -> Any:

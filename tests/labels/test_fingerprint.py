@@ -168,12 +168,12 @@ def test_labels_carry_the_licence_of_their_own_weights(tmp_path: Path, photos: l
     """Weights that state one, those that annotator brings and random ones; else it is that of what Meta released."""
     annotator.build_manifest(str(photos[0].parent), str(tmp_path / "manifest"))
     stated = annotator.copy_weights(tmp_path / "weights").checkpoints
-    small = {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "input_hw": (64, 48), "seed": 0}
-    random_checkpoint(tmp_path / "random.safetensors", task="depth", **small)
+    random = tmp_path / "random.safetensors"
+    random_checkpoint(random, task="depth", embed_dim=32, num_layers=2, num_heads=4, input_hw=(64, 48), seed=0)
     silent = load_network(stated["pose"], task="pose")
     save_file(silent.state_dict(), tmp_path / "silent.safetensors", {CONFIG_KEY: json.dumps(silent.config.to_dict())})
-    checkpoints = {**stated, "depth": tmp_path / "random.safetensors", "pose": tmp_path / "silent.safetensors"}
-    tasks = {task: {"checkpoint": str(path)} for task, path in checkpoints.items()}
+    checkpoints = {**stated, "depth": str(random), "pose": str(tmp_path / "silent.safetensors")}
+    tasks: dict[str, dict[str, Any]] = {task: {"checkpoint": path} for task, path in checkpoints.items()}
     tasks["pose"]["boxes"] = "person"
     roots = (str(photos[0].parent),)
     job = Job(

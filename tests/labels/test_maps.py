@@ -21,6 +21,7 @@ from annotator.envelope import label_schema
 from annotator.errors import InvalidInputError
 from annotator.geometry import Geometry
 from annotator.job import StorageOptions
+from annotator.labels.join import join
 from annotator.labels.maps import load_map, load_maps
 from annotator.labels.tables import open_labels
 from annotator.storage import Storage
@@ -153,6 +154,20 @@ def test_a_map_at_the_images_size_is_the_same_picture(clean: Output, task: str, 
         assert np.abs(value[1::3, 1::3] - small).max() < 0.01
     if task == "normal":
         assert np.abs(np.linalg.norm(value, axis=2) - np.linalg.norm(small, axis=2).mean()).max() < 0.02
+
+
+@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
+def test_a_joined_row_gives_each_tasks_map(clean: Output, task: str) -> None:
+    """Its size is beside the task's struct, its status within."""
+    row = open_labels(clean.uri, task).to_table().to_pylist()[8]
+    names = ["width", "height", "seg", "depth", "normal"]
+    [joined] = join(clean.uri, columns=names, filter=f"image_id == '{row['image_id']}'").read_all().to_pylist()
+    np.testing.assert_array_equal(load_map(joined, task, size="image"), load_map(row, task, size="image"))
+    every = list(load_maps(open_labels(clean.uri, task), task))
+    found = list(load_maps(join(clean.uri, columns=["shard", "row", task]), task))
+    assert len(found) == len(every)
+    for a, b in zip(found, every, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("task", ["depth", "normal"])

@@ -53,8 +53,7 @@ def _regions(job: Export, part: Part, row: dict[str, Any], folder: Path) -> Iter
 
 def seg_map(job: Export, row: Mapping[str, Any]) -> np.ndarray:
     """Return the class ids of an image at its size, uint8 (Y, X)."""
-    size = {"width": row["width"], "height": row["height"]}
-    return load_map({**row["seg"], **size}, "seg", job.output, size="image", storage=job.storage)
+    return load_map(row, "seg", job.output, size="image", storage=job.storage)
 
 
 FORMAT = Format(
