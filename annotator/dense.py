@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from annotator import png
-from annotator.envelope import Status
+from annotator.envelope import Dense, Status
 from annotator.errors import ImageError
 from annotator.geometry import Geometry, LabelSize, cap, mask_to, stretch
 from annotator.job import TaskOptions
@@ -38,6 +38,10 @@ class DenseOptions(TaskOptions):
 
     require_person: bool | None = Field(
         default=None, description="no map, and no work, for images without people; default: when people are known"
+    )
+
+    dense: Dense = Field(
+        default="parquet", description="where maps are kept: in the label files, or in tar files beside them"
     )
 
 
@@ -105,13 +109,16 @@ def single(
 
 
 def map_columns(name: str, array: np.ndarray, *, palette: np.ndarray | None = None) -> dict[str, Any]:
-    """Return the values of `envelope.map_fields(name, ...)` for a map (Y, X[, C])."""
+    """Return the values of `envelope.map_fields(name, ...)` for a map (Y, X[, C]), its PNG as bytes in any case."""
     value = {"bytes": png.encode(array, palette=palette), "path": None}
     return {name: value, "map_width": array.shape[1], "map_height": array.shape[0]}
 
 
 def stored_map(row: Mapping[str, Any], name: str) -> np.ndarray:
-    """Return the stored numbers of a row's map; TypeError where the row has none, ValueError if it is damaged."""
+    """Return the stored numbers of a row's map, whose PNG is there as bytes.
+
+    Raises TypeError where the row has none, ValueError if it is damaged.
+    """
     return png.decode(row[name]["bytes"])
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -28,6 +28,15 @@ class Status(str, Enum):
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """The layout of `datasets.Image`: encoded bytes, or a path to them."""
+
+PLACE = pa.struct([("path", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+"""Where a map's PNG lies that is not in the table: a tar file, its path below the output; first byte; bytes."""
+
+Dense = Literal["parquet", "tar"]
+"""Where maps are kept: in the label table, or in tar files that it points to."""
+
+MAP_TYPES: dict[Dense, pa.DataType] = {"parquet": IMAGE, "tar": PLACE}
+"""The type of a map's column."""
 
 ROW_GROUP_ROWS = 16
 """Rows a row group: one map opens with a read of at most this many (reference/io.md, part 5)."""
@@ -69,13 +78,18 @@ ENVELOPE: tuple[pa.Field, ...] = (
 )
 
 
-def map_fields(name: str, description: str, **meta: str) -> tuple[pa.Field, ...]:
-    """Return the fields of a dense map called `name`: the PNG and its size in pixels."""
+def map_fields(name: str, description: str, *, dense: Dense, **meta: str) -> tuple[pa.Field, ...]:
+    """Return the fields of a dense map called `name`: the PNG, or where it is kept, and its size in pixels."""
     return (
-        field(name, IMAGE, description, **meta),
+        field(name, MAP_TYPES[dense], description, **meta),
         field("map_width", pa.int32(), f"width of `{name}`", unit="pixel"),
         field("map_height", pa.int32(), f"height of `{name}`", unit="pixel"),
     )
+
+
+def dense_of(schema: pa.Schema) -> Dense | None:
+    """Return where the maps of these labels are kept, None if they have none."""
+    return next((dense for dense, dtype in MAP_TYPES.items() if dtype in schema.types), None)
 
 
 def label_schema(fields: Iterable[pa.Field], *, kept: Iterable[pa.Field] = (), record: Mapping[str, Any]) -> pa.Schema:

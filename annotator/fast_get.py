@@ -1,4 +1,4 @@
-"""Reads of whole S3 objects by obstore, where it is installed: half to a tenth of the CPU of s3fs (docs/benchmarks.md).
+"""Reads of S3 objects by obstore, where it is installed: half to a tenth of the CPU of s3fs (docs/benchmarks.md).
 
 Only what succeeds is taken from here. Anything else (a fault, a missing object, a key that obstore would spell in
 another way, no credentials) is None, and `storage` asks again by s3fs, whose errors are told apart and retried.
@@ -28,14 +28,16 @@ _CREDENTIALS_FOR = timedelta(minutes=5)
 _AWS = re.compile(r"https://[\w.-]+\.amazonaws\.com(?:\.cn)?/?")
 
 
-def fast_get(options: StorageOptions, timeout_s: float, bucket: str, key: str, length: int | None, pid: int) -> Any:
-    """Return an object's bytes, or its first `length`, by one GET; None if that did not go smoothly.
+def fast_get(
+    options: StorageOptions, timeout_s: float, bucket: str, key: str, start: int, length: int | None, pid: int
+) -> Any:
+    """Return an object's bytes from `start` on, or `length` of them, by one GET; None if that did not go smoothly.
 
     `pid` is this process's id: connections do not survive a fork.
     """
     if not is_installed() or not _PLAIN_KEY.fullmatch(key):
         return None
-    return _bucket(options, timeout_s, bucket, pid).get(key, length)
+    return _bucket(options, timeout_s, bucket, pid).get(key, start, length)
 
 
 @lru_cache(maxsize=1)
@@ -52,13 +54,14 @@ class _Bucket:
         self._balance = _PATIENCE
         self._lock = threading.Lock()
 
-    def get(self, key: str, length: int | None) -> bytes | None:
+    def get(self, key: str, start: int, length: int | None) -> bytes | None:
         if self._store is None or self._balance <= 0:
             return None
         import obstore
 
         try:
-            options: Any = {} if length is None else {"range": (0, length)}
+            options: Any = {"range": {"offset": start} if length is None else (start, start + length)}
+            options = options if start or length is not None else {}
             data = bytes(obstore.get(self._store, key, options=options).bytes())
         except Exception:  # whatever it is, s3fs is asked next and says it better
             with self._lock:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from annotator.envelope import ENVELOPE, label_schema
+from annotator.envelope import ENVELOPE, dense_of, label_schema
 from annotator.errors import FingerprintMismatchError, OutputError
 from annotator.storage import Storage, join
 from annotator.tasks import Task
@@ -127,7 +127,9 @@ def compare_record(output: str, pinned: TaskRecord, record: TaskRecord) -> None:
     """Raise FingerprintMismatchError, naming the first difference, unless both give the same labels."""
     difference = next(_differences(pinned.fingerprint, record.fingerprint), None)
     if difference is None and not pinned.schema.equals(record.schema):
-        difference = _schema_difference(pinned.schema, record.schema)
+        dense = dense_of(pinned.schema), dense_of(record.schema)
+        moved = dense[0] != dense[1]  # no label value differs, but two layouts in one task are two schemas
+        difference = ("dense", *dense) if moved else _schema_difference(pinned.schema, record.schema)
     if difference is not None:
         path, old, new = difference
         raise FingerprintMismatchError(
@@ -159,8 +161,9 @@ def _record_uri(output: str, task: str) -> str:
 
 
 def _read_record(storage: Storage, uri: str) -> TaskRecord:
+    text = storage.read(uri)
     try:
-        data = json.loads(storage.read(uri))
+        data = json.loads(text)
         record = TaskRecord(
             task=data["task"],
             fingerprint=data["fingerprint"],
@@ -168,7 +171,7 @@ def _read_record(storage: Storage, uri: str) -> TaskRecord:
             meaning=data["meaning"],
             schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"]))),
         )
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as err:
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as err:  # OSError: a broken flatbuffer
         raise OutputError(f"{uri}: not a task record ({type(err).__name__}); restore it from a backup") from None
     if not uri.endswith(f"/{record.task}.json"):
         raise OutputError(f"{uri}: is the record of a task {record.task!r}; restore the one of that name from a backup")

@@ -44,8 +44,9 @@ def resolve(path: str) -> str:
         return os.path.realpath(path)  # other errors must not pass for "no link": what they hide is not known
 
 
-def read_plain(path: str, length: int | None) -> bytes:
+def read_plain(path: str, start: int, length: int | None) -> bytes:
     with os.fdopen(open_plain(path), "rb") as file:
+        file.seek(start)
         return file.read(-1 if length is None else length)
 
 

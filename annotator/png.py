@@ -73,6 +73,19 @@ def size_and_kind(data: bytes) -> tuple[int, int, int, int]:
     return width, height, bits, colour
 
 
+def check(data: bytes) -> None:
+    """Raise ValueError unless all chunks are there to the last byte, each as its checksum says. Decodes nothing."""
+    size_and_kind(data)
+    at, name = len(_SIGNATURE), b""
+    for name, chunk in _chunks(data):
+        (crc,) = struct.unpack(">I", chunk[-4:])
+        if isal_zlib.crc32(chunk[4:-4]) != crc:
+            raise ValueError(f"damaged PNG: the checksum of its {name!r} chunk at byte {at} is wrong")
+        at += len(chunk)
+    if name != b"IEND" or at != len(data):
+        raise ValueError(f"damaged PNG: {len(data)} bytes, of which chunks take {at}, the last of them {name!r}")
+
+
 def _filtered(array: np.ndarray) -> np.ndarray:
     """Return the rows of bytes as they are compressed: filter type, then the difference to the row above."""
     rows = np.ascontiguousarray(array.astype(">u2", copy=False) if array.itemsize == 2 else array)

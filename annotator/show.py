@@ -157,6 +157,9 @@ def _(report: VerifyReport) -> None:
     _table(("labelled anew", "rows", "equal", "worst", "limit", "of"), map(_sample_row, report.sample))
     for problem in report.problems[:_MAX_PROBLEMS]:
         print(f"{problem.kind}: {problem.where}: {problem.message}")
+    if report.unused.files:
+        size = _bytes(report.unused.num_bytes)
+        print(f"{report.unused.files} tar files ({size}) that no label file names, the first {report.unused.paths[0]}")
     if report.ok:
         print("verified: every manifest row is labelled exactly once")
     else:

@@ -123,12 +123,12 @@ class Storage:
             return False
         return True
 
-    def read(self, uri: str, *, length: int | None = None) -> bytes:
-        """Return the object, or its first `length` bytes. One ranged GET on S3."""
+    def read(self, uri: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Return the object from `start` on, or `length` bytes of that, fewer at its end. One ranged GET on S3."""
         if is_local(uri):
-            return self._retry(uri, lambda: local.read_plain(_path(uri), length))
-        found = fast_get(self.options, self.timeout_s, *_split(uri), length, os.getpid())
-        return self._get(uri, 0, length) if found is None else cast(bytes, found)
+            return self._retry(uri, lambda: local.read_plain(_path(uri), start, length))
+        found = fast_get(self.options, self.timeout_s, *_split(uri), start, length, os.getpid())
+        return self._get(uri, start, length) if found is None else cast(bytes, found)
 
     def open(self, uri: str, info: ObjectInfo | None = None) -> BinaryIO:
         """Return the object as a seekable binary file that reads exactly what it is asked for.

@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from annotator.envelope import Row, Status
@@ -35,13 +34,13 @@ from annotator.manifest import Manifest, read_pin, read_rows
 from annotator.shards import Shard, label_uri
 from annotator.stages.decode import CRASHES, Image, decode, decode_isolated
 from annotator.stages.device import Device
-from annotator.stages.encode import LabelFiles, Spool
+from annotator.stages.encode import LabelFiles, Spool, Spooled
 from annotator.stages.fetch import Fetcher
 from annotator.stages.mend import UnmendableError, mend, rows_to_mend
 from annotator.stages.networks import build_networks, choose_device, open_tasks, with_needs
 from annotator.stages.people import Found, people_of_boxes, read_people
 from annotator.stages.times import StageTimes, peak_memory
-from annotator.storage import Storage
+from annotator.storage import Storage, join
 from annotator.summary import Summary, Work
 from annotator.tasks import BOXES_COLUMN, PERSON, Arrays, people_source
 
@@ -154,7 +153,7 @@ class Worker:
         bytes_in = rows = 0
         created: list[str] = []
         with self._spool.folder() as folder:
-            with LabelFiles(folder, {name: self._tasks[name].schema for name in lacking}) as files:
+            with LabelFiles(folder, shard, {name: self._tasks[name].schema for name in lacking}) as files:
                 only = frozenset[int]().union(*again.values()) if self._redo else None
                 for labelled in self._labelled(shard, lacking, times, only):
                     bytes_in += labelled.bytes_in
@@ -164,8 +163,8 @@ class Worker:
                             if not self._redo or labelled.rows[name]["row"] in again[name]:
                                 files.append(name, labelled.rows[name])
             with times.stage("commit"):
-                for name, path in files.paths.items():
-                    if self._commit(name, path, uris[name]):
+                for name in lacking:
+                    if self._commit(name, files.spooled(name), uris[name]):
                         created.append(name)
             bytes_out = files.num_bytes
         told = lacking if self._redo else created
@@ -183,12 +182,14 @@ class Worker:
             work=self._work(),
         )
 
-    def _commit(self, name: str, path: Path, uri: str) -> bool:
+    def _commit(self, name: str, made: Spooled, uri: str) -> bool:
         """Publish a task's label file, or put its rows in the place of bad ones; return whether this wrote anything."""
         output = self._job.output
+        if made.tar is not None:  # first: whoever sees a label file finds its maps
+            self._storage.create(made.tar, join(output, made.tar_path), output=output)
         if self._redo:
-            return mend(self._storage, uri, self._tasks[name].record, path, output=output)
-        return self._storage.create(path, uri, output=output)
+            return mend(self._storage, uri, self._tasks[name].record, made.label, output=output)
+        return self._storage.create(made.label, uri, output=output)
 
     def label_rows(self, shard: Shard, rows: Collection[int]) -> Iterator[dict[str, dict[str, Any]]]:
         """Yield label rows by task, made anew for these manifest rows of a shard, in row order; commits nothing.

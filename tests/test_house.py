@@ -25,7 +25,8 @@ FLOORS = {
     5: "pipeline retrying rounds preflight cluster metrics logs report pace watch bench mannequin",
     4: "worker summary stages labels",
     3: "tasks dense people fingerprint",
-    2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where planning shards",
+    2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where planning shards "
+    "tars",
     1: "job storage fast_get faults local images geometry crop keypoints png errors envelope",
 }
 

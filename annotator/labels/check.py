@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from annotator.envelope import IMAGE, ROW_GROUP_ROWS, Status
+from annotator.envelope import MAP_TYPES, PLACE, ROW_GROUP_ROWS, Status, dense_of
 from annotator.errors import NotFoundError, TransientStorageError
 from annotator.fingerprint import schema_problem
+from annotator.labels.check_tars import TarCheck
 from annotator.labels.scan import WHOLE_BYTES, LabelFile, open_checked
 from annotator.storage import Storage
 from annotator.tasks import Flaw, load_task
@@ -25,11 +26,15 @@ _MAGIC = b"PAR1"
 
 @dataclass(slots=True)
 class Result:
-    """What a label file holds, and what is wrong with it as (kind, message). `rows` are empty if it can't be read."""
+    """What a label file holds, and what is wrong with it as (kind, message). `rows` are empty if it can't be read.
+
+    `tars` are the tar files that its rows name, by path below the output.
+    """
 
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     statuses: Counter[str] = field(default_factory=Counter)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    tars: frozenset[str] = frozenset()
 
 
 def check_file(storage: Storage, file: LabelFile, *, deep: bool = False) -> Result:
@@ -48,7 +53,10 @@ def _check(storage: Storage, file: LabelFile, *, deep: bool) -> Result:
     try:
         with open_checked(storage, file.info) as parquet:
             if _check_footer(parquet, file, result):
-                _check_rows(parquet, file, result, deep=deep)
+                tars = TarCheck(storage, file)
+                _check_rows(parquet, file, tars, result, deep=deep)
+                result.problems.extend(tars.problems())
+                result.tars = frozenset(tars.named)
     except (pa.ArrowException, OSError, ValueError, NotFoundError) as err:  # ValueError: names that are not UTF-8
         text = " ".join(str(err).split())
         kind = "checksum" if "CRC checksum" in text else "unreadable"
@@ -68,7 +76,7 @@ def _check_footer(parquet: pq.ParquetFile, file: LabelFile, result: Result) -> b
     elif header != record.header:
         differs = sorted(k for k in {*header, *record.header} if header.get(k) != record.header.get(k))
         result.problems.append(("metadata", f"{', '.join(differs)} in the file differs from the task's record"))
-    if any(f.type == IMAGE for f in record.schema):
+    if dense_of(record.schema) is not None:
         groups = (parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))
         largest = max(groups, default=0)
         if largest > ROW_GROUP_ROWS:
@@ -107,7 +115,7 @@ def _description(field: pa.Field) -> tuple[Any, ...]:
     return own, *(("element" if child.name == "item" else child.name, _description(child)) for child in inner)
 
 
-def _check_rows(parquet: pq.ParquetFile, file: LabelFile, result: Result, *, deep: bool) -> None:
+def _check_rows(parquet: pq.ParquetFile, file: LabelFile, tars: TarCheck, result: Result, *, deep: bool) -> None:
     """Read every row group, which checks every page, and compare the rows with those the place promises."""
     rows = [result.rows]
     shards: set[str | None] = set()
@@ -124,8 +132,10 @@ def _check_rows(parquet: pq.ParquetFile, file: LabelFile, result: Result, *, dee
         result.problems.extend(
             ("statistics", message) for message in _wrong_statistics(parquet.metadata, groups, table)
         )
-        for flaw in _flaws(table, file) if deep else ():
-            flaws.setdefault(flaw.kind, []).append((int(rows[-1][flaw.at]), flaw.message))
+        for first, part, wrong in tars.parts(table):
+            wrong += _flaws(part, file) if deep and not wrong else ()
+            for flaw in wrong:
+                flaws.setdefault(flaw.kind, []).append((int(rows[-1][first + flaw.at]), flaw.message))
     found = result.rows = np.concatenate(rows)
     others = sorted(str(s) for s in shards if s != file.shard.key)
     if others:
@@ -170,8 +180,9 @@ def _bad_rows(table: pa.Table) -> dict[str, np.ndarray]:
     known = pa.array([s.value for s in Status])
     ok = pc.equal(table["status"], Status.OK.value).fill_null(False)
     wrong = pa.chunked_array([pa.nulls(len(table), pa.bool_()).fill_null(False)])
-    for column in (f.name for f in table.schema if f.type == IMAGE):
-        size = pc.binary_length(pc.struct_field(table[column], "bytes")).fill_null(0)
+    for column in (f for f in table.schema if f.type in MAP_TYPES.values()):
+        place = pc.struct_field(table[column.name], "path" if column.type == PLACE else "bytes")
+        size = pc.binary_length(place).fill_null(0)
         wrong = pc.or_(wrong, pc.not_equal(ok, pc.greater(size, 0)))
     masks = {
         "image_id": pc.equal(pc.utf8_length(table["image_id"]).fill_null(0), 0),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from annotator.fingerprint import TaskRecord
+from annotator.labels.check_tars import UnusedTars
 from annotator.manifest import Manifest
 from annotator.shards import Shard, labels_folder
 
@@ -15,7 +16,7 @@ KINDS = {
     "missing_shard": "no label file yet; running the job again writes it",
     "foreign_file": "under labels/, but no label file of this output: unknown task, manifest file or shard",
     "unreadable": "not a Parquet file, cut short, or with pages that don't decode",
-    "checksum": "a page's bytes are not those that were written",
+    "checksum": "bytes of a page, or of a map in a tar file, are not those that were written",
     "schema": "names, types or order of the columns are not those of the task's record",
     "fingerprint": "made with another fingerprint, or carries none",
     "metadata": "the right fingerprint, but what else the file says of itself is not what the task's record says",
@@ -26,6 +27,7 @@ KINDS = {
     "image_id": "null or empty",
     "status": "none of the known ones",
     "map": "an `ok` row without a map, or another row with one",
+    "tar": "a map is not where its row says: the tar file is gone, cut short, or holds something else there",
     "manifest": "the manifest file can't be read, so the rows that `where` selects are not known",
     # with deep
     "map_encoding": "a map is no PNG, damaged, or not of the task's kind of PNG",
@@ -84,7 +86,8 @@ class TaskSample:
 class VerifyReport:
     """What `verify` found. `counts` has every problem by kind, `problems` the first ones of each kind.
 
-    `sample` is empty unless rows were labelled anew.
+    `sample` is empty unless rows were labelled anew. `unused` are tar files that no label file names (`dense: tar`):
+    left over from workers that were killed or came second, or about to be named by a run. Nothing is wrong with that.
     """
 
     output: str
@@ -92,6 +95,7 @@ class VerifyReport:
     problems: tuple[Problem, ...]
     counts: dict[str, int]
     sample: tuple[TaskSample, ...] = ()
+    unused: UnusedTars = field(default_factory=UnusedTars)
 
     @property
     def ok(self) -> bool:
@@ -146,7 +150,7 @@ class Ledger:
                 message = f"{count} of {self.shards_expected} shards, the first is {shard}; run the job again"
                 self.add("missing_shard", labels_folder(output, task), message, task=task, count=count)
 
-    def report(self, output: str, sample: tuple[TaskSample, ...] = ()) -> VerifyReport:
+    def report(self, output: str, sample: tuple[TaskSample, ...], unused: UnusedTars) -> VerifyReport:
         """Return everything that was taken in."""
         tasks = (
             TaskCount(
@@ -165,4 +169,5 @@ class Ledger:
             problems=tuple(sorted(self._problems, key=lambda p: (p.kind, p.where))),
             counts=dict(sorted(self._counts.items())),
             sample=sample,
+            unused=unused,
         )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from annotator.envelope import IMAGE, ROW_GROUP_ROWS
+from annotator.envelope import MAP_TYPES, ROW_GROUP_ROWS
 from annotator.errors import InvalidInputError, OutputError
 from annotator.labels.scan import map_bounded
 from annotator.labels.tables import bind_error, find_record, find_records
@@ -187,7 +187,7 @@ def leaves_named(schema: pa.Schema, name: str) -> list[Leaf]:
 
 
 def is_map(schema: pa.Schema, leaf: Leaf) -> bool:
-    return len(leaf) == 2 and schema.field(leaf[0]).type.field(leaf[1]).type == IMAGE
+    return len(leaf) == 2 and schema.field(leaf[0]).type.field(leaf[1]).type in MAP_TYPES.values()
 
 
 def shape_of(schema: pa.Schema, leaves: Sequence[Leaf]) -> pa.Schema:

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from annotator.envelope import Row, Status
-from annotator.errors import AnnotatorError, ImageError, InvalidInputError, OutputError
+from annotator.errors import AnnotatorError, ImageError, InvalidInputError, NotFoundError, OutputError
 from annotator.fingerprint import TaskRecord
 from annotator.job import Job, Limits
 from annotator.labels.find import read_label
 from annotator.labels.join import join
 from annotator.labels.last_job import last_job
+from annotator.labels.maps import stored_value
 from annotator.labels.scan import map_bounded
 from annotator.labels.tables import columns_of, find_records, open_labels
 from annotator.manifest import Manifest, read_pins, read_rows
@@ -211,9 +212,12 @@ def _job(storage: Storage, output: str, manifest: Manifest) -> Job:
 def _read_row(storage: Storage, output: str, task: str, shard: Shard, row: int) -> dict[str, Any] | str:
     """Return one label row, or why there is none."""
     try:
-        return read_label(storage, output, task, shard, row)
+        found = read_label(storage, output, task, shard, row)
+        return {name: stored_value(value, output, storage) for name, value in found.items()}
     except OutputError as err:
         return str(err).removeprefix(f"{label_uri(output, task, shard)}: ")
+    except (ValueError, NotFoundError) as err:
+        return f"damaged label: {err}"
 
 
 def _read_picture(

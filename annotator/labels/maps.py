@@ -15,6 +15,7 @@ from annotator.envelope import ROW_GROUP_ROWS, Status
 from annotator.errors import InvalidInputError
 from annotator.labels.scan import map_bounded
 from annotator.storage import Storage, join, normalize
+from annotator.tars import is_place, read_map
 from annotator.tasks import load_task
 
 Size = Literal["map", "image"]
@@ -31,9 +32,10 @@ def load_map(
     (Pillow, which decodes them there, has no 16-bit RGB: normals of 16 bits come back with 8.)
     `size` "image" gives the map at the size of the oriented image: class ids of the nearest pixel, depth
     interpolated, normals too and made unit vectors again; boxes and keypoints are in image pixels anyway.
-    `root` is the folder against which maps that are stored as paths are read, by way of `storage`; maps
-    stored as bytes, the default, need none.
-    Raises InvalidInputError if the row lacks a column, or has no map because its status is not "ok".
+    `root` is the folder against which maps that are stored as paths are read, by way of `storage`: the output, where
+    it keeps maps in tar files (`dense: tar`); each is one ranged read. Maps stored as bytes, the default, need none.
+    Raises InvalidInputError if the row lacks a column, or has no map because its status is not "ok"; NotFoundError if
+    the tar file is gone.
     """
     values = _label(_as_dict(row), task)
     name = values.get("image_id", "this row")
@@ -41,7 +43,8 @@ def load_map(
         raise InvalidInputError(f"{name}: has no {task} map; its status is {values['status']!r}")
     found = load_task(task)
     try:
-        loaded: np.ndarray = found.load({column: _stored(value, root, storage) for column, value in values.items()})
+        stored = {column: stored_value(value, root, storage) for column, value in values.items()}
+        loaded: np.ndarray = found.load(stored)
         if size == "image" and found.resize is not None:
             loaded = found.resize(loaded, (values["height"], values["width"]))
         return loaded
@@ -78,11 +81,11 @@ def _rows(table: Any) -> Iterator[dict[str, Any]]:
         rows = (row for batch in batches for row in batch.to_pylist())
     elif isinstance(table, pa.RecordBatch):
         rows = _rows(pa.Table.from_batches([table]))
+    elif isinstance(table, pa.RecordBatchReader):  # of `join`
+        rows = (row for batch in table for row in _rows(batch))
     elif isinstance(table, pa.Table):
         rows = (row for batch in table.to_batches(max_chunksize=ROW_GROUP_ROWS) for row in batch.to_pylist())
     elif hasattr(table, "iter_rows"):  # Polars
-    elif isinstance(table, pa.RecordBatchReader):  # of `join`
-        rows = (row for batch in table for row in _rows(batch))
         rows = table.iter_rows(named=True)
     elif hasattr(table, "iterrows"):  # pandas
         rows = (row for _, row in table.iterrows())
@@ -105,10 +108,7 @@ def _as_dict(row: Any) -> dict[str, Any]:
     raise InvalidInputError(f"expected one label row (dict, Series, Arrow row), got {type(row).__name__}")
 
 
-def _is_ok(row: Mapping[str, Any]) -> bool:
-    return bool(row.get("status", Status.OK.value) == Status.OK.value)
-
-def _label(row: dict[str, Any], task: str) -> dict[str, Any]:
+def _label(row: Mapping[str, Any], task: str) -> Mapping[str, Any]:
     """Return the task's label row out of a row of `join`, with what it shares with other tasks; others as they are."""
     own = row.get(task)
     if not isinstance(own, Mapping) or "path" in own:  # a map
@@ -116,14 +116,23 @@ def _label(row: dict[str, Any], task: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != task} | dict(own)
 
 
+def _is_ok(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("status", Status.OK.value) == Status.OK.value)
 
-def _stored(value: Any, root: str | None, storage: Storage | None) -> Any:
-    """Return a column's value as label files hold it: bytes that are elsewhere read, a decoded picture encoded."""
+
+def stored_value(value: Any, root: str | None, storage: Storage | None) -> Any:
+    """Return a column's value as label files hold it: bytes that are elsewhere read, a decoded picture encoded.
+
+    Raises ValueError for a tar file that ends before the map, NotFoundError for a file that is gone.
+    """
     if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
         if value["bytes"] is None and value["path"] is not None and root is not None:
             data = (storage or Storage()).read(join(normalize(root), value["path"]))
             return {**value, "bytes": data}
         return value
+    if is_place(value):
+        found = read_map(storage or Storage(), normalize(root), value) if root is not None else None
+        return {"bytes": found, "path": None}
     if hasattr(value, "__array_interface__") and hasattr(value, "mode"):  # a picture of Pillow's
         array = np.asarray(value)
         return {"bytes": png.encode(array.astype(np.uint16) if array.dtype == np.int32 else array), "path": None}

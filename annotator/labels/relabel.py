@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from annotator.envelope import Status
 from annotator.fingerprint import TaskRecord
@@ -23,6 +24,7 @@ from annotator.labels.last_job import last_job
 from annotator.labels.scan import Complain, open_checked
 from annotator.shards import Shard, label_uri
 from annotator.storage import Storage
+from annotator.tars import with_maps, with_maps_type
 from annotator.tasks import load_task
 
 Drawn = Mapping[Shard, Mapping[int, frozenset[str]]]
@@ -99,7 +101,7 @@ def relabel(
     tallies = {name: _Tally() for name in records}
     with Worker(job, tasks=tasks) as worker:
         for shard, wanted in drawn.items():
-            stored = {task: _stored(storage, label_uri(output, task, shard), rows) for task, rows in _by_task(wanted)}
+            stored = {task: _stored(storage, output, task, shard, rows) for task, rows in _by_task(wanted)}
             deadly = {n for rows in stored.values() for n, row in rows.items() if row["error_class"] in DEADLY}
             safe = [row for row in wanted if row not in deadly]
             for row, fresh in zip(safe, worker.label_rows(shard, safe), strict=True):
@@ -120,20 +122,23 @@ def _by_task(wanted: Mapping[int, frozenset[str]]) -> list[tuple[str, list[int]]
     return [(task, [row for row, sound in wanted.items() if task in sound]) for task in tasks]
 
 
-def _stored(storage: Storage, uri: str, rows: Collection[int]) -> dict[int, dict[str, Any]]:
-    """Return these label rows of a file, by number."""
+def _stored(storage: Storage, output: str, task: str, shard: Shard, rows: Collection[int]) -> dict[int, dict[str, Any]]:
+    """Return these label rows of a shard, by number, with their maps."""
     found: dict[int, dict[str, Any]] = {}
-    with open_checked(storage, storage.info(uri)) as parquet:
+    with open_checked(storage, storage.info(label_uri(output, task, shard))) as parquet:
         for group in range(parquet.num_row_groups):
             numbers = parquet.read_row_group(group, columns=["row"])["row"].to_pylist()
             if not set(rows).isdisjoint(numbers):
-                found |= {row["row"]: row for row in parquet.read_row_group(group).to_pylist() if row["row"] in rows}
+                table = parquet.read_row_group(group)
+                table = with_maps(storage, output, table.filter(pc.is_in(table["row"], value_set=pa.array(rows))))
+                found |= {row["row"]: row for row in table.to_pylist()}
     return found
 
 
 def _compare(job: Job, record: TaskRecord, stored: Mapping[str, Any], made: Mapping[str, Any]) -> _Outcome | None:
     """Return how a stored row compares with one made anew; None where passing trouble, then or now, forbids it."""
-    fresh = pa.Table.from_pylist([made], schema=record.schema).to_pylist()[0]  # rounded as it would be stored
+    schema = pa.schema([f.with_type(with_maps_type(f.type)) for f in record.schema])
+    fresh = pa.Table.from_pylist([made], schema=schema).to_pylist()[0]  # rounded as it would be stored
     if {stored["error_class"], fresh["error_class"]} & PASSING:
         return None
     for name in _EXACT:

@@ -36,6 +36,7 @@ class LabelFile:
     schema  of its columns, metadata included
     """
 
+    output: str
     info: ObjectInfo
     shard: Shard
     record: TaskRecord
@@ -80,7 +81,7 @@ def label_files(
         if manifest.where is not None:
             rows = selected(shard.file_key)
             rows = None if rows is None else rows[(rows >= shard.first) & (rows < shard.end)]
-        yield LabelFile(info=info, shard=shard, record=record, rows=rows, schema=schemas[task])
+        yield LabelFile(output=output, info=info, shard=shard, record=record, rows=rows, schema=schemas[task])
 
 
 def _foreign_because(task: str, record: TaskRecord | None, shard: Shard | None, files: dict[str, PinnedFile]) -> str:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from annotator.envelope import dense_of
 from annotator.errors import OutputError
 from annotator.fingerprint import read_task_records
+from annotator.labels.check_tars import TarListing, UnusedTars
 from annotator.labels.children import check_files
 from annotator.labels.findings import Ledger, VerifyReport
 from annotator.labels.relabel import Draw, relabel
@@ -31,7 +33,7 @@ def verify(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Read every byte of every label and return what is wrong.
+    """Read every byte of every label, maps in tar files included, and return what is wrong.
 
     deep      decode every map, and hold every label to what its task promises: sizes, classes, lengths, boxes
     sample    label so many rows anew, drawn by chance from all that are labelled, and compare; `seed` draws others
@@ -52,11 +54,15 @@ def verify(
     ledger = Ledger(manifest, records)
     draw = Draw(sample, seed)
     files = label_files(storage, output, manifest, records, ledger.add)
+    has_tars = any(dense_of(record.schema) == "tar" for record in records.values())
+    tars = TarListing(storage, output) if has_tars else None
     for done, (file, result) in enumerate(check_files(storage, files, deep=deep), start=1):
         task = file.record.task
         ledger.see(task, file.shard, len(result.rows), result.statuses)
         for kind, message in result.problems:
             ledger.add(kind, file.info.uri, message, task=task)
+        if tars is not None:
+            tars.see(task, file.shard, None if result.problems else result.tars)
         if not result.problems:
             draw.add(task, file.shard, result.rows)
         if progress is not None:
@@ -64,4 +70,4 @@ def verify(
     ledger.add_missing(output)
     drawn = draw.rows()
     compared = relabel(storage, output, records, drawn, ledger.add) if drawn else ()
-    return ledger.report(output, compared)
+    return ledger.report(output, compared, tars.unused() if tars is not None else UnusedTars())

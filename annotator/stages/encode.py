@@ -2,7 +2,8 @@
 
 Why the label file itself is the spool (2026-11): rows leave the worker's window in order, so they can be
 written row group by row group; memory holds one row group a task whatever the size of the shard, and
-nothing is copied twice.
+nothing is copied twice. Where maps go into a tar file, what is left of the rows is copied once more, for a tar file
+has its name when it is finished (tars.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -21,11 +23,26 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.envelope import IMAGE, ROW_GROUP_ROWS
+from annotator.envelope import IMAGE, PLACE, ROW_GROUP_ROWS
 from annotator.errors import StorageError
+from annotator.shards import Shard
+from annotator.tars import TarWriter, member_name, tar_path
 
 MIN_FREE_BYTES = 64 * 2**20
 """Free space under which a spool file is not started: one large label file may be as big."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spooled:
+    """A finished label file, and the tar file that its rows name, at this path below the output, if they have maps."""
+
+    label: Path
+    tar: Path | None = None
+    tar_path: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in (self.label, self.tar) if path is not None)
 
 
 class LabelWriter:
@@ -87,15 +104,78 @@ class LabelWriter:
         with _spooling(self.path):
             self._writer.close()
 
+    @property
+    def spooled(self) -> Spooled:
+        """What was written, once it is closed."""
+        return Spooled(label=self.path)
+
+
+class TarLabelWriter:
+    """Writes a label file and beside it a tar file that its maps go into; use as a context manager, as LabelWriter."""
+
+    def __init__(self, path: Path, schema: pa.Schema, task: str, shard: Shard) -> None:
+        self.path = path
+        self._schema, self._task, self._shard = schema, task, shard
+        self._maps = [f.name for f in schema if f.type == PLACE]
+        self._draft = LabelWriter(path.with_suffix(".draft"), schema)
+        self._tar: TarWriter | None = None  # until a row has a map
+        self._tar_path = ""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one label row, its map as bytes."""
+        stored = {name: self._store(row["row"], row[name]["bytes"]) for name in self._maps if row.get(name)}
+        self._draft.append({**row, **stored})
+
+    def _store(self, row: int, data: bytes) -> dict[str, Any]:
+        with _spooling(self.path):
+            if self._tar is None:
+                self._tar = TarWriter(self.path.with_suffix(".tar"))
+            offset, size = self._tar.add(member_name(self._task, self._shard.file_key, row), data)
+        return {"path": None, "offset": offset, "size": size}
+
+    @property
+    def spooled(self) -> Spooled:
+        """What was written, once it is closed."""
+        tar = self._tar.path if self._tar is not None else None
+        return Spooled(label=self.path, tar=tar, tar_path=self._tar_path)
+
+    def __enter__(self) -> TarLabelWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._draft.__exit__(kind, *error)
+        if self._tar is not None:
+            with _spooling(self.path):
+                self._tar_path = tar_path(self._task, self._shard, self._tar.close())
+        if kind is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Write the label file: the draft's row groups with the path of the tar file in them."""
+        with pq.ParquetFile(self._draft.path) as draft, LabelWriter(self.path, self._schema) as writer:
+            for group in range(draft.num_row_groups):
+                rows = draft.read_row_group(group, use_threads=False)
+                for name in self._maps:
+                    places = rows[name].combine_chunks()
+                    paths = pa.array([self._tar_path] * len(places), pa.string())
+                    values = [paths, places.field("offset"), places.field("size")]
+                    filled = pa.StructArray.from_arrays(values, fields=list(PLACE), mask=places.is_null())
+                    at = rows.schema.get_field_index(name)
+                    rows = rows.set_column(at, rows.schema.field(at), filled)
+                writer.copy(rows)
+
 
 class LabelFiles:
-    """A label file a task of one shard, in the spool, and what they hold: rows by status and by error class."""
+    """A label file a task of one shard, in the spool, and what they hold: rows by status and by error class.
 
-    def __init__(self, folder: Path, schemas: Mapping[str, pa.Schema]) -> None:
-        self.paths = {name: folder / f"{name}.parquet" for name in schemas}
+    Where a task keeps its maps in tar files, its tar file is there as well.
+    """
+
+    def __init__(self, folder: Path, shard: Shard, schemas: Mapping[str, pa.Schema]) -> None:
         self.statuses: dict[str, Counter[str]] = {name: Counter() for name in schemas}
         self.errors: dict[str, Counter[str]] = {name: Counter() for name in schemas}
-        self._schemas = schemas
+        self._folder, self._shard, self._schemas = folder, shard, schemas
+        self._writers: dict[str, LabelWriter | TarLabelWriter] = {}
         self._stack = ExitStack()
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -107,16 +187,23 @@ class LabelFiles:
     @property
     def num_bytes(self) -> int:
         """Bytes of all files, once they are closed."""
-        return sum(path.stat().st_size for path in self.paths.values())
+        return sum(writer.spooled.num_bytes for writer in self._writers.values())
+
+    def spooled(self, name: str) -> Spooled:
+        """Return what was written for a task, once it is closed."""
+        return self._writers[name].spooled
 
     def __enter__(self) -> LabelFiles:
         with ExitStack() as stack:
-            self._writers = {
-                name: stack.enter_context(LabelWriter(self.paths[name], schema))
-                for name, schema in self._schemas.items()
-            }
+            for name in self._schemas:
+                self._writers[name] = writer = self._open(name)
+                stack.enter_context(writer)
             self._stack = stack.pop_all()
         return self
+
+    def _open(self, name: str) -> LabelWriter | TarLabelWriter:
+        path, schema = self._folder / f"{name}.parquet", self._schemas[name]
+        return TarLabelWriter(path, schema, name, self._shard) if PLACE in schema.types else LabelWriter(path, schema)
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)

@@ -53,6 +53,7 @@ def _fields(options: BackgroundOptions, channels: int) -> tuple[pa.Field, ...]:
         *map_fields(
             "depth",
             f"relative depth = {value}; stored 0 where there is none; larger is farther",
+            dense=options.dense,
             encoding="16-bit gray PNG",
             unit="relative",
             frame=FRAME,

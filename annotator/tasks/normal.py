@@ -60,7 +60,12 @@ def _encoding(options: NormalOptions) -> str:
 def _fields(options: NormalOptions, channels: int) -> tuple[pa.Field, ...]:
     description = "surface normal, channels X, Y, Z; stored (0, 0, 0) where there is none"
     return map_fields(
-        "normal", description, encoding=_encoding(options), unit="unit vector", frame=f"camera: {AXES} (inferred)"
+        "normal",
+        description,
+        dense=options.dense,
+        encoding=_encoding(options),
+        unit="unit vector",
+        frame=f"camera: {AXES} (inferred)",
     )
 
 

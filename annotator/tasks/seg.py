@@ -103,7 +103,13 @@ def _channels(channels: int) -> str | None:
 def _fields(options: DenseOptions, channels: int) -> tuple[pa.Field, ...]:
     counts = pa.list_(pa.int32(), channels)
     return (
-        *map_fields("mask", "class id of every pixel, 0 is background", encoding="8-bit palette PNG", frame=FRAME),
+        *map_fields(
+            "mask",
+            "class id of every pixel, 0 is background",
+            dense=options.dense,
+            encoding="8-bit palette PNG",
+            frame=FRAME,
+        ),
         field("class_pixels", counts, "pixels of each class in `mask`", unit="pixel"),
         field(
             "confidence",

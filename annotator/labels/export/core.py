@@ -46,6 +46,7 @@ from annotator.labels.tables import bind_error, columns_of, find_record, find_re
 from annotator.manifest import Manifest, PinnedFile, read_pins
 from annotator.shards import Shard
 from annotator.storage import Storage, is_local, normalize
+from annotator.tars import with_maps
 from annotator.where import parse_where
 
 PART_ROWS = 4096
@@ -336,6 +337,7 @@ def _source(part: Part) -> str:
 class _Chooser:
     """Which rows go in, and which columns of them."""
 
+    job: Export
     schema: pa.Schema
     conditions: Sequence[tuple[pc.Expression, pa.Schema, str | None]]
 
@@ -347,17 +349,18 @@ class _Chooser:
         for name in job.records if job.format.statuses else ():
             leaf = (name, "status")
             found.append((pc.field(*leaf).isin(list(job.format.statuses)), shape_of(schema, [leaf]), None))
-        return cls(schema=joined_schema({name: schemas[name] for name in job.records}), conditions=found)
+        return cls(job=job, schema=joined_schema({name: schemas[name] for name in job.records}), conditions=found)
 
     def tables(self, part: Part, *, maps: bool) -> Iterator[pa.Table]:
-        """Yield the rows of a part that go in: with maps a row group at a time, else a label file."""
+        """Yield the rows of a part that go in: with maps, as bytes, a row group at a time, else a label file."""
         leaves = [leaf for leaf in leaves_of(self.schema) if maps or not is_map(self.schema, leaf)]
         shape = shape_of(self.schema, leaves)
         for _, files in part.shards:
             rows = self._rows(files)
             for some in by_group(rows) if maps else [rows]:
                 if len(some):
-                    yield files.read(shape, some)
+                    table = files.read(shape, some)
+                    yield with_maps(self.job.storage, self.job.output, table) if maps else table
 
     def _rows(self, files: ShardFiles) -> np.ndarray:
         rows = np.arange(files.num_rows())

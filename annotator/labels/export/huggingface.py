@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from annotator.envelope import IMAGE
+from annotator.envelope import ENVELOPE, IMAGE, label_schema
 from annotator.fingerprint import TaskRecord
 from annotator.labels.export.core import Done, Export, Format, Part, flatten, write_whole
 from annotator.labels.export.maps import described, map_column, stored_png
 from annotator.stages.encode import LabelWriter
+from annotator.tars import with_maps_type
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1B")
 
@@ -47,13 +48,19 @@ def _write(job: Export, part: Part, tables: Iterator[pa.Table], folder: Path) ->
         writers = {}
         for task, record in job.records.items():
             (folder / names[task]).parent.mkdir(parents=True)
-            writers[task] = stack.enter_context(LabelWriter(folder / names[task], record.file_schema))
+            writers[task] = stack.enter_context(LabelWriter(folder / names[task], _schema(record)))
         for table in tables:
             for task, writer in writers.items():
                 record = job.records[task]
                 rows = flatten(table, task).select(record.schema.names)
-                writer.copy(_whole(job, rows, task, map_column(record)).cast(record.file_schema))
+                writer.copy(_whole(job, rows, task, map_column(record)).cast(_schema(record)))
     return [names[task] for task, writer in writers.items() if writer.rows]
+
+
+def _schema(record: TaskRecord) -> pa.Schema:
+    """Return the schema of label files with maps as pictures, wherever the output keeps them."""
+    fields = [f.with_type(with_maps_type(f.type)) for f in list(record.schema)[len(ENVELOPE) :]]
+    return label_schema(fields, record=record.header)
 
 
 def _whole(job: Export, table: pa.Table, task: str, column: str | None) -> pa.Table:
@@ -141,7 +148,7 @@ def _section(record: TaskRecord, meaning: Mapping[str, Any], parts: Mapping[str,
     yield ""
     yield "| column | type | meaning |"
     yield "|---|---|---|"
-    for column in record.file_schema:
+    for column in _schema(record):
         metadata = {k.decode(): v.decode() for k, v in (column.metadata or {}).items()}
         unit = f" ({metadata['unit']})" if "unit" in metadata else ""
         text = metadata.get("description", "kept from the manifest").replace("|", "\\|")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from annotator.envelope import IMAGE, Status
+from annotator.envelope import MAP_TYPES, Status
 from annotator.errors import InvalidInputError
 from annotator.fingerprint import TaskRecord
 from annotator.labels.export.core import Done, Export, Part, write_whole
@@ -20,7 +20,7 @@ LABELLED = (Status.OK.value, Status.NO_PERSON.value)
 
 def map_column(record: TaskRecord) -> str | None:
     """Return the column of a task's PNG, None for tasks that have none."""
-    return next((field.name for field in record.schema if field.type == IMAGE), None)
+    return next((field.name for field in record.schema if field.type in MAP_TYPES.values()), None)
 
 
 def choose_one(records: Mapping[str, TaskRecord], task: str, format: str) -> list[str]:
