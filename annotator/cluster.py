@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from annotator.worker import Worker
+
+T = TypeVar("T")
 
 CALLS_PER_WORKER = 2
 """Shards in flight in one worker, so that batches fill across the edge of a shard."""
@@ -88,6 +90,17 @@ class Cluster:
         if self._local:
             return _label_here(order, shards)
         return _label_on_ray(order, shards)
+
+    def once(self, call: Callable[[], T], *, shards: int) -> tuple[T, int]:
+        """Return call(), made where a worker of the job would run, and how many workers so many shards would get.
+
+        On Ray it gets a worker's GPUs and share of the CPUs. Raises what it raises, if that is an error of ours, and
+        IncompleteRunError when its process dies.
+        """
+        if self._local:
+            return call(), 1
+        self._stack.enter_context(ray_session(self._address))
+        return _once_on_ray(self._job, call, shards)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,18 +172,41 @@ def _label_here(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
 
 
 def _label_on_ray(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
-    import ray
     from ray.exceptions import RayError
 
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
-    low, high = num_workers(order.job, cpus=cpus, gpus=gpus, shards=len(shards))
+    low, high = _workers_here(order.job, len(shards))
     try:
         for row in _dataset(order, shards, low, high).iter_rows():
             yield Summary.from_json(row["summary"])
     except RayError as err:
         text = " ".join(str(err).split())[:400]
         raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
+
+
+def _once_on_ray(job: Job, call: Callable[[], T], shards: int) -> tuple[T, int]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    _, workers = _workers_here(job, shards)
+    like_a_worker = {"num_gpus": job.gpus_per_worker or 0, "num_cpus": _cpus_per_worker(job, workers)}
+    try:
+        return ray.get(ray.remote(max_retries=0, **like_a_worker)(_make).remote(call)), workers
+    except RayError as err:
+        if isinstance(err, RayTaskError) and isinstance(err.cause, AnnotatorError):
+            raise err.cause from None
+        raise IncompleteRunError(f"Ray gave up on it: {' '.join(str(err).split())[-400:]}") from err
+
+
+def _make(call: Callable[[], T]) -> T:
+    return call()
+
+
+def _workers_here(job: Job, shards: int) -> tuple[int, int]:
+    """Return the least and the most workers on the cluster that this process is connected to."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return num_workers(job, cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0), shards=shards)
 
 
 def _dataset(order: _Order, shards: Sequence[Shard], low: int, high: int) -> Dataset:

@@ -6,6 +6,7 @@ Ray and the wait of a worker that has nothing left to do are no part of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from annotator.summary import Work
@@ -17,27 +18,49 @@ _NOT_WORK = ("wait", *DEVICE_STAGES)
 
 
 class Pace:
-    """Adds up workers; `add` is told of each summary's work, in any order."""
+    """Adds up workers; `add` is told of each summary's work, in any order within a round.
+
+    Each round has workers of its own, so one is told apart by round and name.
+    """
 
     def __init__(self) -> None:
-        self._first: dict[str, Work] = {}
-        self._last: dict[str, Work] = {}
+        self._round = 0
+        self._first: dict[tuple[int, str], Work] = {}
+        self._last: dict[tuple[int, str], Work] = {}
+
+    def next_round(self) -> None:
+        """From here on it is other workers that tell, even where they have the names of earlier ones."""
+        self._round += 1
 
     def add(self, work: Work) -> None:
         """Take in what a worker has done so far."""
-        first, last = self._first.setdefault(work.worker, work), self._last.setdefault(work.worker, work)
-        self._first[work.worker] = min(first, work, key=lambda w: w.seconds)
-        self._last[work.worker] = max(last, work, key=lambda w: w.seconds)
+        key = self._round, work.worker
+        first, last = self._first.setdefault(key, work), self._last.setdefault(key, work)
+        self._first[key] = min(first, work, key=lambda w: w.seconds)
+        self._last[key] = max(last, work, key=lambda w: w.seconds)
 
     @property
     def workers(self) -> int:
-        """Processes that have labelled a shard."""
-        return len(self._last)
+        """Processes that have labelled a shard, in the round that had most."""
+        return max(Counter(number for number, _ in self._last).values(), default=0)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What the workers compute on, each kind once."""
+        return tuple(sorted({work.device for work in self._last.values()}))
+
+    @property
+    def worker_s(self) -> float:
+        """Seconds of all workers together, each from when it was ready to its last summary."""
+        return sum(work.seconds for work in self._last.values())
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds of the workers, since their start."""
-        return sum(work.cpu_s for work in self._last.values())
+        """CPU seconds of the workers' processes, since their start; one may hold the workers of several rounds."""
+        processes: dict[str, float] = {}
+        for (_, name), work in self._last.items():
+            processes[name] = max(processes.get(name, 0.0), work.cpu_s)
+        return sum(processes.values())
 
     @property
     def bytes_to_host(self) -> int:
@@ -69,7 +92,7 @@ class Pace:
     @property
     def idle(self) -> float | None:
         """The share of the time in which devices had nothing to do; None while no worker has two summaries."""
-        busy_s = sum(_busy_s(self._last[name]) - _busy_s(first) for name, first in self._first.items())
+        busy_s = sum(_busy_s(self._last[key]) - _busy_s(first) for key, first in self._first.items())
         return None if not self._seconds else max(0.0, 1 - busy_s / self._seconds)
 
     @property
@@ -78,13 +101,13 @@ class Pace:
 
         None too where nobody measured forward passes alone.
         """
-        bare_s = sum(self._last[name].bare_s - first.bare_s for name, first in self._first.items())
+        bare_s = sum(self._last[key].bare_s - first.bare_s for key, first in self._first.items())
         return bare_s / self._seconds if self._seconds and bare_s else None
 
     @property
     def _seconds(self) -> float:
         """Seconds of all workers together, each from its first summary to its last."""
-        return sum(self._last[name].seconds - first.seconds for name, first in self._first.items())
+        return sum(self._last[key].seconds - first.seconds for key, first in self._first.items())
 
 
 def _busy_s(work: Work) -> float:

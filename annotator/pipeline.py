@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from annotator.cluster import Cluster
-from annotator.errors import IncompleteRunError, StorageError
+from annotator.errors import JobError, StorageError
 from annotator.job import Job
 from annotator.labels.status import last_rate
 from annotator.logs import log_shard
 from annotator.metrics import Measured
 from annotator.planning import Plan, make_plan
 from annotator.preflight import Ready, preflight
-from annotator.report import Report, Reporter, Watcher
+from annotator.probing import probe_left
+from annotator.report import Report, Reporter, Watcher, left_over
 from annotator.rounds import Patience, Rounds
 from annotator.shards import committed
 from annotator.storage import Storage
@@ -32,15 +33,34 @@ ROUND_SHARDS = 100_000
 """Shards a round takes on at most: bounds the driver's memory; the next round takes the next ones."""
 
 
-def plan(job: Job, *, limit: int | None = None) -> Plan:
-    """Return what a run of this job would do, with a forecast of bytes and time; writes nothing.
+def plan(
+    job: Job,
+    *,
+    limit: int | None = None,
+    probe: int | None = None,
+    price_per_gpu_hour: float | None = None,
+    ray: bool = True,
+    address: str | None = None,
+) -> Plan:
+    """Return what a run of this job would do, with a forecast of bytes and time; without `probe` writes nothing.
 
-    `limit` keeps the first shards that hold that many rows. Raises what `run` would raise before it starts.
+    limit     keep the first shards that hold that many rows
+    probe     label so many of the rows left, drawn by chance, where a worker would run (`ray`, `address`: as in `run`),
+              throw the labels away, and foretell from them images/s, GPU hours, price and bytes (`Plan.forecast`)
+    price_per_gpu_hour   what the forecast's price is worked out from
+
+    Raises what `run` would raise before it starts; JobError for a price without a probe.
     """
+    if price_per_gpu_hour is not None and probe is None:
+        raise JobError("price_per_gpu_hour tells nothing without a probe, which measures the hours; add --probe 64")
     ready = preflight(job, write=False)
     left = plan_left(ready, limit)
     rate = last_rate(Storage(options=job.storage), ready.job.output)
-    return replace(left, row_bytes=sum(load_task(name).row_bytes for name in left.tasks_left), images_per_s=rate)
+    left = replace(left, row_bytes=sum(load_task(name).row_bytes for name in left.tasks_left), images_per_s=rate)
+    if probe is None or left.is_done:
+        return left
+    forecast = probe_left(ready, left, probe, ray=ray, address=address, price_per_gpu_hour=price_per_gpu_hour)
+    return replace(left, forecast=forecast)
 
 
 def run(
@@ -66,11 +86,9 @@ def run(
     ready = preflight(job)
     storage = Storage(options=ready.job.storage)
     storage.sweep(ready.job.output)
-    random = tuple(name for name, record in ready.records.items() if record.is_random)
+    watcher = _watcher(watcher, ray=ray)
     with (
-        Reporter(
-            ready.job, storage, _watcher(watcher, ray=ray), random=random, price_per_gpu_hour=price_per_gpu_hour
-        ) as reporter,
+        Reporter(ready.job, storage, watcher, records=ready.records, price_per_gpu_hour=price_per_gpu_hour) as reporter,
         Cluster(ready.job, address=address, local=not ray) as cluster,
     ):
         patience = Patience(reporter.waits)
@@ -87,7 +105,7 @@ def run(
                 if summary.fatal:
                     raise StorageError(f"{summary.shard}: {summary.deferred}; what is done is committed: run again")
     if not left.is_done:
-        raise _incomplete(left, reporter.report)
+        raise left_over(left, reporter.report)
     return reporter.report
 
 
@@ -108,10 +126,3 @@ def execute(cluster: Cluster, left: Plan, seed: str, *, last_round: bool) -> Ite
     """Yield a summary for each shard of a round, as workers finish them, in an order shuffled by `seed`."""
     shards = list(left.shards(seed, limit=ROUND_SHARDS))
     yield from cluster.label(shards, left.tasks_left, last_round=last_round)
-
-
-def _incomplete(left: Plan, report: Report) -> IncompleteRunError:
-    names = [shard.key for shard in left.shards(report.run_id, limit=5)]
-    reasons = [f"{key}: {report.deferred.get(key, 'its worker died')}" for key in names]
-    more = f" and {len(left) - len(names)} more" if len(left) > len(names) else ""
-    return IncompleteRunError(f"{len(left)} shards are left over: {'; '.join(reasons)}{more}; run again to go on")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from annotator.forecast import Forecast
 from annotator.manifest import Manifest, PinnedFile
 from annotator.shards import Shard
 
@@ -29,7 +30,7 @@ class Plan:
     `file_index` and `first` have one entry a shard: its file in `manifest.files` and its first row. `total`
     counts all shards, `rows_total` and `rows_left` manifest rows before `where`. `tasks_left` are the tasks
     that some shard lacks. `row_bytes` are the bytes that labels of an image typically take, `images_per_s` the
-    rate of the latest run; 0 where nobody knows.
+    rate of the latest run; 0 where nobody knows. `forecast` is what a probe says, where one was asked for.
     """
 
     manifest: Manifest
@@ -42,6 +43,7 @@ class Plan:
     rows_left: int
     row_bytes: int = 0
     images_per_s: float = 0.0
+    forecast: Forecast | None = None
 
     @property
     def bytes_left(self) -> int:
@@ -72,6 +74,7 @@ class Plan:
             "rows_left": self.rows_left,
             "bytes_left": self.bytes_left,
             "seconds_left": self.seconds_left,
+            "forecast": self.forecast.to_dict() if self.forecast else None,
         }
 
     def shards(self, seed: str, *, limit: int | None = None) -> Iterator[Shard]:
@@ -83,6 +86,18 @@ class Plan:
         digest = hashlib.sha256(seed.encode()).digest()
         order = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(len(self))
         return (self._shard(position) for position in islice(order, limit))
+
+    def rows_by_file(self) -> npt.NDArray[np.int64]:
+        """Return how many rows are left of each file of the manifest, before `where`."""
+        rows = np.zeros(len(self.manifest.files), np.int64)
+        np.add.at(rows, self.file_index, self._ends() - self.first)
+        return rows
+
+    def rows_in(self, file: int) -> npt.NDArray[np.int64]:
+        """Return the rows that are left of one file, ascending, before `where`."""
+        here = self.file_index == file
+        spans = zip(self.first[here], self._ends()[here], strict=True)
+        return np.concatenate([np.empty(0, np.int64), *(np.arange(first, end) for first, end in spans)])
 
     def within(self, num_rows: int) -> Plan:
         """Return what is left of the shards that hold the manifest's first `num_rows` rows."""

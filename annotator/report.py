@@ -11,12 +11,15 @@ import secrets
 import socket
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
-from annotator.errors import BudgetExceededError, StorageError, redact
+from annotator.errors import BudgetExceededError, IncompleteRunError, StorageError, redact
+from annotator.fingerprint import TaskRecord
+from annotator.forecast import Actual, Comparison, Forecast, compare, make_setting, read_forecast
 from annotator.job import Job
 from annotator.pace import Pace, slowest
 from annotator.planning import Plan
@@ -52,7 +55,10 @@ class Report:
     device_idle   share of the time, each worker's first shard left out, in which devices had nothing to do
     efficiency  speed as a share of that of forward passes alone, which each worker measured when it started
     slowest     the stage that holds the run up
+    devices     what the workers compute on
+    gpu_hours   of all workers, each from when it was ready to its last shard; one without a GPU counts as one
     cost_per_million_images   at `price_per_gpu_hour` and the present speed, in the price's currency
+    forecast    how far off the output's latest forecast was (`annotator plan --probe`); None without one
     deferred    why shards were put off, by shard key; emptied when a later round does them
     """
 
@@ -83,8 +89,11 @@ class Report:
     device_idle: float | None = None
     efficiency: float | None = None
     slowest: str | None = None
+    devices: tuple[str, ...] = ()
+    gpu_hours: float = 0.0
     price_per_gpu_hour: float | None = None
     cost_per_million_images: float | None = None
+    forecast: Comparison | None = None
 
     @property
     def bad_rows(self) -> int:
@@ -116,6 +125,7 @@ class Report:
         self.peak_host_bytes, self.peak_device_bytes = pace.peak_host_bytes, pace.peak_device_bytes
         self.device_idle, self.efficiency = pace.idle, pace.efficiency
         self.stages |= pace.device_stages
+        self.devices, self.gpu_hours = pace.devices, pace.worker_s / 3600 * (gpus_per_worker or 1)
         self.slowest = slowest(self.stages, self.device_idle)
         if self.price_per_gpu_hour is not None and self.images_per_s:
             price_s = self.price_per_gpu_hour / 3600 * (gpus_per_worker or 1) * self.workers
@@ -124,7 +134,16 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         names = [name for name in self.__slots__ if isinstance(name, str)]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"forecast": self.forecast and asdict(self.forecast)}
+
+
+def left_over(left: Plan, report: Report) -> IncompleteRunError:
+    """Return the error that says which shards were not done, and why."""
+    names = [shard.key for shard in left.shards(report.run_id, limit=5)]
+    reasons = [f"{key}: {report.deferred.get(key, 'its worker died')}" for key in names]
+    more = f" and {len(left) - len(names)} more" if len(left) > len(names) else ""
+    state, again = ("left as they were", "retry") if report.retried else ("left over", "run")
+    return IncompleteRunError(f"{len(left)} shards are {state}: {'; '.join(reasons)}{more}; {again} again to go on")
 
 
 class Watcher(Protocol):
@@ -152,21 +171,23 @@ class Reporter:
         storage: Storage,
         watcher: Watcher,
         *,
-        random: tuple[str, ...] = (),
+        records: Mapping[str, TaskRecord] | None = None,
         retried: tuple[str, ...] = (),
         price_per_gpu_hour: float | None = None,
     ) -> None:
+        self._records = records or {}
         started = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
         self.report = Report(
             run_id=new_run_id(),
             started=started,
-            random=random,
+            random=tuple(name for name, record in self._records.items() if record.is_random),
             retried=retried,
             price_per_gpu_hour=price_per_gpu_hour,
         )
         self._job, self._storage, self._watcher = job, storage, watcher
         self._start = time.monotonic()
         self._pace = Pace()
+        self._forecast: Forecast | None = None
         self._recorded: float | None = None
         self._first: tuple[float, int] | None = None  # seconds and images when the first shard came back
 
@@ -176,7 +197,11 @@ class Reporter:
             self.report.found += max(0, self.report.images_left - plan.rows_left)
         self.report.images_left, self.report.shards_left = plan.rows_left, len(plan)
         if not plan.is_done:
+            if not self.report.rounds and not self.report.retried:
+                with suppress(StorageError):  # it only informs
+                    self._forecast = read_forecast(self._storage, self._job.output)
             self.report.rounds += 1
+            self._pace.next_round()
             self._watcher.planned(plan, self.report)
             self._record(force=True)
 
@@ -229,11 +254,27 @@ class Reporter:
             report.state = "done" if not report.shards_left else "incomplete"
         else:
             report.state = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+        if self._forecast is not None and report.images:
+            report.forecast = compare(self._forecast, self._actual())
         try:
             if self._recorded is not None:  # a run that found nothing to do leaves nothing behind
                 self._record(force=True)
         finally:
             self._watcher.ended(report)
+
+    def _actual(self) -> Actual:
+        """Return what this run took, in the terms of a forecast."""
+        report = self.report
+        digests = {name: self._records[name].fingerprint_digest for name in report.statuses}
+        device = " and ".join(report.devices)
+        return Actual(
+            setting=make_setting(self._job, digests, device=device, workers=report.workers),
+            rows=report.images,
+            shards=report.shards,
+            worker_s=self._pace.worker_s,
+            bytes_out=report.bytes_out,
+            price_per_gpu_hour=report.price_per_gpu_hour,
+        )
 
     def _record(self, *, force: bool = False) -> None:
         now = time.monotonic()

@@ -12,14 +12,14 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from annotator.cluster import Cluster
-from annotator.errors import IncompleteRunError, JobError, StorageError
+from annotator.errors import JobError, StorageError
 from annotator.job import Job
 from annotator.labels.bad_rows import choose_tasks, plan_bad
 from annotator.labels.last_job import last_job
 from annotator.pipeline import ROUND_SHARDS
 from annotator.planning import Plan
 from annotator.preflight import Ready, preflight
-from annotator.report import Report, Reporter, Watcher
+from annotator.report import Report, Reporter, Watcher, left_over
 from annotator.rounds import Patience, Rounds
 from annotator.shards import Shard
 from annotator.storage import Storage, normalize
@@ -56,9 +56,8 @@ def retry(
     ready = preflight(job, write=False)
     storage = Storage(options=ready.job.storage)
     storage.sweep(output)
-    random = tuple(name for name, record in ready.records.items() if record.is_random)
     with (
-        Reporter(ready.job, storage, watcher or Silent(), random=random, retried=errors) as reporter,
+        Reporter(ready.job, storage, watcher or Silent(), records=ready.records, retried=errors) as reporter,
         Cluster(ready.job, address=address, local=not ray, redo=frozenset(errors)) as cluster,
     ):
         patience = Patience(reporter.waits)
@@ -77,7 +76,7 @@ def retry(
             left = replace(left.without(done), rows_left=max(0, reporter.report.images_left))
             reporter.planned(left)
     if not left.is_done:
-        raise _incomplete(left, reporter.report)
+        raise left_over(left, reporter.report)
     return reporter.report
 
 
@@ -92,12 +91,3 @@ def _plan(ready: Ready, storage: Storage, tasks: Collection[str], errors: tuple[
             "name the job file that does, or the tasks to try again"
         )
     return left
-
-
-def _incomplete(left: Plan, report: Report) -> IncompleteRunError:
-    names = [shard.key for shard in left.shards(report.run_id, limit=5)]
-    reasons = [f"{key}: {report.deferred.get(key, 'its worker died')}" for key in names]
-    more = f" and {len(left) - len(names)} more" if len(left) > len(names) else ""
-    return IncompleteRunError(
-        f"{len(left)} shards are left as they were: {'; '.join(reasons)}{more}; retry again to go on"
-    )

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from annotator.checkup import Checkup
+from annotator.estimate import CONFIDENCE, Estimate
+from annotator.forecast import NOT_COVERED, Comparison, Forecast
 from annotator.labels.bad_rows import BadRows
 from annotator.labels.findings import TaskSample, VerifyReport
 from annotator.labels.query import json_value
@@ -31,6 +33,7 @@ from annotator.submit import Jobs, Submitted
 _MAX_PROBLEMS = 20
 _MAX_ROWS, _MAX_CELL, _MAX_NESTED, _MIN_CELL = 40, 60, 40, 12
 _MANY_BYTES = 10 * 10**12
+_NAMES = {"images_per_s": "images/s", "gpu_hours": "GPU hours", "price": "price", "bytes": "bytes of labels"}
 
 
 def show(result: Any, json: bool = False) -> None:
@@ -89,6 +92,8 @@ def _(report: Report) -> None:
     print(f"read {_bytes(report.bytes_in)}, wrote {_bytes(report.bytes_out)}, {report.shards} shards")
     for line in _pace_lines(report):
         print(line)
+    if report.forecast is not None:
+        _describe_comparison(report.forecast)
     stages = [(name, f"{wall:.2f}", f"{cpu:.2f}") for name, (wall, cpu) in report.stages.items()]
     _table(("stage", "wall s, all threads", "CPU s"), stages)
 
@@ -125,8 +130,54 @@ def _(plan: Plan) -> None:
     if plan.seconds_left is not None:
         time = f"about {_duration(plan.seconds_left)} at the latest run's {plan.images_per_s:g} images/s"
     print(f"labels: about {_bytes(plan.bytes_left)}, if images are about 1024x768; time: {time}")
-    if plan.bytes_left > _MANY_BYTES:
+    if max(plan.bytes_left, plan.forecast.predicted["bytes"].value if plan.forecast else 0) > _MANY_BYTES:
         print(f"WARNING: more than {_bytes(_MANY_BYTES)} of labels; see label_size, max_label_pixels and background")
+    if plan.forecast is not None:
+        _describe_forecast(plan.forecast)
+
+
+def _describe_forecast(forecast: Forecast) -> None:
+    setting = forecast.setting
+    workers = f"{setting.workers} worker{'s' if setting.workers > 1 else ''}"
+    print(f"forecast, from {forecast.probed} of {forecast.rows} images drawn by chance: {workers} on {setting.device}")
+    if forecast.errors:
+        print(f"WARNING: some could not be labelled: {_words(forecast.statuses)}; errors: {_words(forecast.errors)}")
+    rows = [(_NAMES[name], *_interval(name, estimate)) for name, estimate in forecast.predicted.items()]
+    rows.append(("time", *_interval("time", forecast.seconds)))
+    _table(("", "predicted", f"{CONFIDENCE:.0%} interval"), rows)
+    print(f"a worker is ready after {forecast.start_s:.1f} s; neither that is counted, nor {', '.join(NOT_COVERED)}")
+    for note in forecast.notes:
+        print(f"note: {note}")
+
+
+def _describe_comparison(found: Comparison) -> None:
+    if found.differs:
+        print(f"the forecast of {found.made} was for something else: {'; '.join(found.differs)}")
+        return
+    rows = [
+        (
+            _NAMES[name],
+            *_interval(name, hit.predicted),
+            _amount(name, hit.actual),
+            "-" if hit.off is None else f"{hit.off:+.0%}",
+            {None: "no interval", True: "yes", False: "NO"}[hit.within],
+        )
+        for name, hit in found.hits.items()
+    ]
+    _table((f"forecast of {found.made}", "predicted", f"{CONFIDENCE:.0%} interval", "was", "off by", "within"), rows)
+
+
+def _interval(name: str, estimate: Estimate) -> tuple[str, str]:
+    """Return an estimate for a table: its value, and the ends of its interval."""
+    low, high = (None if x is None else _amount(name, x) for x in (estimate.low, estimate.high))
+    ends = "unknown" if low is None and high is None else f"{low or '?'} to {high or '?'}"
+    return _amount(name, estimate.value), ends
+
+
+def _amount(name: str, value: float) -> str:
+    if name == "bytes":
+        return _bytes(round(value))
+    return _duration(value) if name == "time" else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 @describe.register

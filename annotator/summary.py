@@ -22,6 +22,7 @@ class Work:
     peak_host_bytes, peak_device_bytes   the most memory that was held at once
     waiting        inputs that wait for the device right now
     batches        that the device ran; `batch_slots`, the places in them; `batch_inputs`, those that an input took
+    device         what it computes on
     """
 
     worker: str
@@ -36,6 +37,7 @@ class Work:
     batches: int = 0
     batch_slots: int = 0
     batch_inputs: int = 0
+    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -141,3 +141,14 @@ def measuring(what: str) -> Iterator[Callable[[int, int], None]]:
             print(f"{done} of {total} {what}", file=sys.stderr, flush=True)
 
     yield say
+
+
+@contextmanager
+def doing(what: str | None) -> Iterator[None]:
+    """Show on a terminal's standard error what goes on meanwhile; nothing for None."""
+    console = Console(stderr=True)
+    if what is None or not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

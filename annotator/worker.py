@@ -179,7 +179,7 @@ class Worker:
             bytes_in=bytes_in,
             bytes_out=bytes_out,
             stages=times.seconds(),
-            work=self._work(),
+            work=self.work(),
         )
 
     def _commit(self, name: str, made: Spooled, uri: str) -> bool:
@@ -348,7 +348,7 @@ class Worker:
                 return _error(err)
         return {"status": Status.OK.value, "error_class": None, **columns}
 
-    def _work(self) -> Work:
+    def work(self) -> Work:
         """Return what this worker as a whole has done so far."""
         return Work(
             worker=f"{socket.gethostname()}/{os.getpid()}",

@@ -119,6 +119,7 @@ PREPARED: dict[str, Callable[[Path, dict[str, Path]], None]] = {
     "docs/how-to/checkpoints.md": _tutorial,
     "docs/how-to/cluster.md": _tutorial,
     "docs/how-to/compact.md": _tutorial,
+    "docs/how-to/cost.md": _tutorial,
     "docs/how-to/export.md": _tutorial,
     "docs/how-to/people.md": _tutorial,
     "docs/how-to/preview.md": _tutorial,

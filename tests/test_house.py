@@ -22,12 +22,12 @@ PACKAGE = ROOT / "annotator"
 # In `annotator.`; a package holds all that is in it.
 FLOORS = {
     6: "__init__ cli show schemas submit checkup machine wheel",
-    5: "pipeline retrying rounds preflight cluster metrics logs report pace watch bench mannequin",
+    5: "pipeline retrying rounds preflight probing cluster metrics logs report pace watch bench mannequin",
     4: "worker summary stages labels",
     3: "tasks dense people fingerprint",
-    2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where planning shards "
-    "tars",
-    1: "job storage fast_get faults local images geometry crop keypoints png errors envelope",
+    2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where forecast planning "
+    "shards tars",
+    1: "job storage fast_get faults local images geometry crop keypoints png estimate errors envelope",
 }
 
 FENCES = {

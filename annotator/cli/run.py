@@ -25,9 +25,13 @@ from annotator.cli.options import (
 from annotator.logs import log_to_stderr
 from annotator.show import show
 from annotator.storage import Storage
-from annotator.watch import counting, terminal_watcher
+from annotator.watch import counting, doing, terminal_watcher
 
 app = typer.Typer()
+
+OnRay = Annotated[bool, typer.Option("--ray/--no-ray", help="workers on Ray, or one in this process")]
+Address = Annotated[Optional[str], typer.Option(help="of a running Ray cluster")]  # noqa: UP045
+Price = Annotated[Optional[float], typer.Option("--price-per-gpu-hour", min=0, help="to work out the cost from")]  # noqa: UP045
 
 
 @app.command()
@@ -41,12 +45,9 @@ def run(
     set_: Set = [],  # noqa: B006
     limit: Limit = None,
     sample: Annotated[Optional[int], typer.Option(min=1, help="N random images, into an output of their own")] = None,  # noqa: UP045
-    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="workers on Ray, or one in this process")] = True,
-    address: Annotated[Optional[str], typer.Option(help="of a running Ray cluster")] = None,  # noqa: UP045
-    price: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--price-per-gpu-hour", min=0, help="to report the cost of a million images"),
-    ] = None,
+    ray: OnRay = True,
+    address: Address = None,
+    price: Price = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     log: Log = None,
     json: Json = False,
@@ -78,7 +79,14 @@ def plan(
     task: Tasks = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
     limit: Limit = None,
+    probe: Annotated[Optional[int], typer.Option(min=1, help="label N random rows to foretell cost")] = None,  # noqa: UP045
+    price: Price = None,
+    ray: OnRay = True,
+    address: Address = None,
     json: Json = False,
 ) -> None:
-    """Say what a run would do, without doing it."""
-    show(annotator.plan(make_job(job, manifest, output, task, set_, roots=root), limit=limit), json)
+    """Say what a run would do, without doing it; with --probe also what it would cost."""
+    wanted = make_job(job, manifest, output, task, set_, roots=root)
+    with doing(f"labelling {probe} images to see what they cost" if probe else None):
+        planned = annotator.plan(wanted, limit=limit, probe=probe, price_per_gpu_hour=price, ray=ray, address=address)
+    show(planned, json)

@@ -71,6 +71,7 @@ class DeviceWork:
     peak_device_bytes   the most memory of the device that was held at once, since the start; 0 on a CPU
     waiting        inputs enqueued right now
     batches        run so far; `batch_slots`, the places in them; `batch_inputs`, those that an input took
+    device         its name; for a CPU with the threads that a network computes in
     """
 
     stages: dict[str, tuple[float, float]]
@@ -81,6 +82,7 @@ class DeviceWork:
     batches: int
     batch_slots: int
     batch_inputs: int
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ class Device:
             batches=self._batches,
             batch_slots=self._batch_slots,
             batch_inputs=self._batch_inputs,
+            device=self._name,
         )
 
     def close(self) -> None:
@@ -170,6 +173,7 @@ class Device:
         try:
             built = build()
             self._networks, self.batch_size = built.by_name, built.batch_size
+            self._name = _name(self._device)
             self._queues = {name: deque() for name in self._networks}
         except BaseException as err:
             ready.set_exception(err)
@@ -317,6 +321,13 @@ class Device:
         for request in left:
             if not request.result.done():
                 request.result.set_exception(WorkerStalledError(f"the device stopped working: {err}"))
+
+
+def _name(device: torch.device) -> str:
+    """Return what a device is called; to be asked in the thread that computes, for threads differ in theirs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
 
 
 def _alone(network: str, err: Exception) -> ImageError:

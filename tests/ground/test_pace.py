@@ -47,6 +47,16 @@ def test_workers_add_up_in_any_order() -> None:
     assert pace.device_stages["forward"][0] == pytest.approx(30)
 
 
+def test_each_round_has_workers_of_its_own() -> None:
+    """Two workers for 20 s, then one in the process of the first of them for 5: two at most, 45 s, 1 + 1 CPU s."""
+    pace = Pace()
+    for told in (work("a", 20), work("b", 20)):
+        pace.add(told)
+    pace.next_round()
+    pace.add(work("a", 5))
+    assert (pace.workers, pace.worker_s, pace.cpu_s) == (2, 45, 2)
+
+
 def test_without_a_bare_loop_there_is_no_efficiency() -> None:
     pace = Pace()
     pace.add(work("a", 0))

@@ -84,6 +84,18 @@ def test_within_keeps_what_is_left_of_the_shards_that_hold_the_first_rows(
     assert plan.rows_left == sum(s.end - s.first for s in expected)
 
 
+@given(ROWS, st.integers(1, 150), st.integers(0, 2500))
+def test_rows_that_are_left_are_those_of_the_shards_that_are_left(
+    rows: list[int], shard_rows: int, within: int
+) -> None:
+    plan = make_plan(manifest_of(rows, shard_rows), ("seg",), nothing).within(within)
+    expected = [(s.file_key, row) for s in sorted(plan.shards("x")) for row in range(s.first, s.end)]
+    files = plan.manifest.files
+    found = [(file.key, row) for i, file in enumerate(files) for row in plan.rows_in(i).tolist()]
+    assert sorted(found) == sorted(expected)
+    assert plan.rows_by_file().tolist() == [sum(key == file.key for key, _ in found) for file in files]
+
+
 def test_label_files_of_another_cut_do_not_count() -> None:
     manifest = manifest_of([100], 10)
     key = manifest.files[0].key

@@ -237,7 +237,9 @@ def test_pose_from_person_labels_that_are_there_already(
         annotator.run(job.model_copy(update={"tasks": pose}), ray=False)
     annotator.run(job, ray=False)
     before, seen = file_bytes(job.output, ("person",)), oracles["person"].seen
-    annotator.run(job.model_copy(update={"tasks": pose}), ray=False)
+    forecast = annotator.plan(job.model_copy(update={"tasks": pose}), probe=100, ray=False).forecast
+    report = annotator.run(job.model_copy(update={"tasks": pose}), ray=False)
+    assert forecast is not None and forecast.statuses == report.statuses
     assert oracles["person"].seen == seen
     assert file_bytes(job.output, ("person",)) == before
     people, poses = rows_of(job, "person"), rows_of(job, "pose")

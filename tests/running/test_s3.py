@@ -261,3 +261,14 @@ def test_a_bad_row_is_mended_in_the_bucket(job: annotator.Job, bucket: str, stor
     changed = [uri for uri, etag in before.items() if storage.info(uri).etag != etag]
     assert len(changed) == len(TASKS) and len({uri.rsplit("/", 1)[1] for uri in changed}) == 1
     assert annotator.verify(job.output, storage).ok
+
+
+def test_a_probe_leaves_its_forecast_in_the_bucket_and_the_run_finds_it(job: annotator.Job, storage: Storage) -> None:
+    """Of 12 pictures all are probed; three tasks can't read the damaged one."""
+    forecast = annotator.plan(job, probe=12, ray=False).forecast
+    assert forecast is not None
+    assert forecast.errors == {"unsupported_format": 3}
+    assert [info.uri for info in storage.list(job.output)] == [join(job.output, "_annotator", "forecast.json")]
+    report = annotator.run(job, ray=False)
+    assert report.forecast is not None
+    assert report.forecast.hits["bytes"].off == pytest.approx(0, abs=0.1)
