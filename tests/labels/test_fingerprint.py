@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,17 @@ def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "_annotator" / "tasks" / "depth.json"
     path.write_text(text)
     with pytest.raises(OutputError, match="not a task record"):
+        read_task_records(STORAGE, str(tmp_path))
+
+
+def test_a_record_whose_schema_is_damaged_is_refused(tmp_path: Path) -> None:
+    pin_record(STORAGE, str(tmp_path), record())
+    path = tmp_path / "_annotator" / "tasks" / "depth.json"
+    data = json.loads(path.read_text())
+    schema = bytearray(base64.b64decode(data["schema"]))
+    schema[8] ^= 0xFF  # where the flatbuffer's root lies, behind a marker and a length
+    path.write_text(json.dumps({**data, "schema": base64.b64encode(schema).decode()}))
+    with pytest.raises(OutputError, match="not a task record \\(OSError\\)"):
         read_task_records(STORAGE, str(tmp_path))
 
 
