@@ -49,6 +49,7 @@ class Summary:
     deferred   why nothing was committed and the shard comes up again; None when it is done
     retried    only rows that were bad were labelled again; `statuses` and `errors` tell of all of them
     passing    it was put off for a fault of storage that passes: a little later another try may do
+    lone       of its images only few met that fault: storage as a whole is well
     fatal      the fault concerns the whole run (credentials, a full disk), not this shard
     rows       manifest rows labelled by this call
     statuses   rows by status, by task created
@@ -64,6 +65,7 @@ class Summary:
     deferred: str | None = None
     retried: bool = False
     passing: bool = False
+    lone: bool = False
     fatal: bool = False
     rows: int = 0
     statuses: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -39,6 +39,7 @@ from annotator.stages.fetch import Fetcher
 from annotator.stages.mend import UnmendableError, mend, rows_to_mend
 from annotator.stages.networks import build_networks, choose_device, open_tasks, with_needs
 from annotator.stages.people import Found, people_of_boxes, read_people
+from annotator.stages.stragglers import DeferredError, LoneFaultError, Stragglers, allowed_faults
 from annotator.stages.times import StageTimes, peak_memory
 from annotator.storage import Storage, join
 from annotator.summary import Summary, Work
@@ -61,10 +62,6 @@ class _Labelled:
     rows: dict[str, dict[str, Any]]
     transient: ImageError | None
     bytes_in: int
-
-
-class _Deferred(Exception):
-    """The shard is not committed this time; the message says why."""
 
 
 class Worker:
@@ -130,10 +127,10 @@ class Worker:
             return self._label(shard)
         except WorkerStalledError:
             raise
-        except (_Deferred, UnmendableError) as err:
+        except (DeferredError, UnmendableError) as err:
             return Summary(shard=shard, deferred=_one_line(err))
         except TransientStorageError as err:
-            return Summary(shard=shard, deferred=_one_line(err), passing=True)
+            return Summary(shard=shard, deferred=_one_line(err), passing=True, lone=isinstance(err, LoneFaultError))
         except (StorageError, InvalidInputError) as err:
             return Summary(shard=shard, deferred=_one_line(err), fatal=True)
         except Exception as err:  # a bug of ours must cost this shard a round, and be told, not the whole run
@@ -200,7 +197,7 @@ class Worker:
         try:
             for labelled in self._labelled(shard, self._names, StageTimes(), frozenset(rows)):
                 yield labelled.rows
-        except _Deferred as err:
+        except DeferredError as err:
             raise TransientStorageError(str(err)) from None
 
     def _labelled(
@@ -212,29 +209,31 @@ class Worker:
         """
         manifest, rows = self._rows(shard)
         window: deque[Future[_Labelled]] = deque()
-        allowed = self._allowed_faults(shard) if only is None else len(only)
-        faults = num_rows = 0
+        allowed = allowed_faults(shard.end - shard.first) if only is None else len(only)
+        stragglers = Stragglers(allowed, forgiven=self._last_round or only is not None)
+        num_rows = 0
         try:
             for row, known in rows:
                 if only is not None and row.index not in only:
                     continue
                 if self._stopping:
-                    raise _Deferred("the run was stopped")
+                    raise DeferredError("the run was stopped")
                 num_rows += 1
                 window.append(self._pool.submit(self._label_image, shard, row, known, lacking, times))
                 if len(window) < self._window:
                     continue
                 labelled = _wait(window.popleft(), shard)
-                faults += _count_fault(labelled, faults, allowed)
+                stragglers.add(labelled.transient)
                 yield labelled
             while window:
                 labelled = _wait(window.popleft(), shard)
-                faults += _count_fault(labelled, faults, allowed)
+                stragglers.add(labelled.transient)
                 yield labelled
         finally:
             for future in window:
                 future.cancel()
         _check_count(manifest, shard, num_rows, only)
+        stragglers.end()
 
     def _rows(self, shard: Shard) -> tuple[Manifest, Iterator[tuple[Row, dict[str, Found]]]]:
         """Return the shard's manifest and its rows, each with the labels that come with it: people, or none."""
@@ -249,10 +248,6 @@ class Worker:
             people = read_people(self._storage, self._job.output, shard)
             return manifest, ((row, {PERSON: people[row.index]}) for row in rows)
         return manifest, ((row, {}) for row in rows)
-
-    def _allowed_faults(self, shard: Shard) -> int:
-        """Return how many rows of a shard may fail in passing before it had better wait (DESIGN 2.6)."""
-        return max(2, (shard.end - shard.first) * 5 // 100) if self._last_round else 0
 
     def _label_image(
         self, shard: Shard, row: Row, known: dict[str, Found], lacking: tuple[str, ...], times: StageTimes
@@ -366,22 +361,11 @@ def _wait(future: Future[_Labelled], shard: Shard) -> _Labelled:
         raise WorkerStalledError(f"{shard}: no image finished in {STALL_S:.0f} s") from None
 
 
-def _count_fault(labelled: _Labelled, faults: int, allowed: int) -> int:
-    """Return 1 for a passing fault, else 0; raise when there are more than allowed: the shard had better wait."""
-    if labelled.transient is None:
-        return 0
-    if faults + 1 > allowed:
-        is_storage = isinstance(labelled.transient.__cause__, TransientStorageError)
-        kind = TransientStorageError if is_storage else _Deferred
-        raise kind(f"{labelled.transient.error_class}: {_one_line(labelled.transient)}")
-    return 1
-
-
 def _check_count(manifest: Manifest, shard: Shard, num_rows: int, only: frozenset[int] | None) -> None:
     expected = shard.end - shard.first if only is None else len(only)
     may_be_fewer = only is None and manifest.where is not None
     if num_rows > expected or (num_rows < expected and not may_be_fewer):
-        raise _Deferred(f"{shard}: the manifest gave {num_rows} rows, {expected} expected")
+        raise DeferredError(f"{shard}: the manifest gave {num_rows} rows, {expected} expected")
 
 
 def _with_notes(base: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
