@@ -36,12 +36,13 @@ GREY = (205, 205, 205)  # behind a label whose image can't be shown
 _THREADS = 8
 
 HOW_DRAWN = {
+    "person": "a box round each person",
+    "pose": "a box and a skeleton a person; keypoints that score less than 0.3 are left out",
     "seg": "each class in its colour, half over the image",
     "depth": "near is bright, far is dark, grey is none; each image has its own range",
     "normal": "red, green, blue are X right, Y up, Z towards the camera; black is none",
-    "person": "a box round each person",
-    "pose": "a box and a skeleton a person; keypoints that score less than 0.3 are left out",
 }
+"""What colours mean, by task, in the order in which tasks stand side by side: people first, then their pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +126,8 @@ def look(
     if not keys:
         raise OutputError(f"{output}: no label to draw" + ("" if where is None else f" matches {where}"))
     manifest = read_pins(output, storage)
-    columns = [Column(record=record, task=load_task(name)) for name, record in records.items()]
+    known = [name for name in HOW_DRAWN if name in records]
+    columns = [Column(record=records[name], task=load_task(name)) for name in dict.fromkeys([*known, *records])]
     return columns, _read(storage, output, manifest, list(records), keys)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -84,8 +85,18 @@ def _strip(image: Shown, columns: Sequence[Column], width: int) -> np.ndarray:
     return canvas
 
 
-def _caption(label: dict[str, object] | str) -> str:
-    return "" if isinstance(label, str) else str(label["status"])
+def _caption(label: dict[str, Any] | str) -> str:
+    """Return what a label says in a few words: how sure it is, or how many people it has."""
+    if isinstance(label, str):
+        return ""
+    if label.get("confidence") is not None:
+        return f"confidence {label['confidence']:.2f}"
+    people = label.get("people")
+    if not people:
+        return str(label["status"])
+    scores = [person["bbox_score"] for person in people if person["bbox_score"] is not None]
+    found = f"{len(people)} person" if len(people) == 1 else f"{len(people)} people"
+    return f"{found}, best box {max(scores):.2f}" if scores else found
 
 
 def _legend(columns: Sequence[Column], width: int) -> np.ndarray:

@@ -278,12 +278,12 @@ def draw(picture_YXC: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
     drawn_YXC = np.array(picture_YXC, np.uint8)
     height, width = picture_YXC.shape[:2]
     scale_xy = np.array([width / row["width"], height / row["height"]])
-    thickness = max(1, round(min(height, width) / 300))
+    thickness = max(1, round(min(height, width) / 160))
     for person in load(row):
         box_4 = person["bbox_xyxy"] * np.tile(scale_xy, 2)
         if np.isfinite(box_4).all():
             x1, y1, x2, y2 = np.clip(np.round(box_4), -(2**15), 2**15).astype(int).tolist()
-            cv2.rectangle(drawn_YXC, (x1, y1), (x2, y2), _BOX_COLOUR, thickness)
+            cv2.rectangle(drawn_YXC, (x1, y1), (x2, y2), _BOX_COLOUR, max(1, thickness // 2))
         if person["error"] is None:
             points_K2 = (person["keypoints"] + 0.5) * scale_xy - 0.5
             _draw_person(drawn_YXC, points_K2, person["keypoint_scores"], thickness)
@@ -301,7 +301,7 @@ def _draw_person(drawn_YXC: np.ndarray, points_K2: np.ndarray, scores_K: np.ndar
         if a in seen and b in seen:
             cv2.line(drawn_YXC, seen[a], seen[b], colour, thickness, cv2.LINE_AA)
     for k, place in seen.items():
-        cv2.circle(drawn_YXC, place, thickness + 1, found.colors_rgb[k], -1, cv2.LINE_AA)
+        cv2.circle(drawn_YXC, place, thickness, found.colors_rgb[k], -1, cv2.LINE_AA)
 
 
 def check(rows: pa.Table, fingerprint: Mapping[str, Any]) -> Iterator[Flaw]:

@@ -206,7 +206,7 @@ def test_a_script_that_were_injected_all_the_same_would_not_run(
 def test_random_weights_are_named_on_the_page(tmp_path: Path) -> None:
     made = make_output(str(tmp_path), tasks=("seg", "depth"), rows=(1,), random=True)
     text = preview(made.uri, tmp_path / "page.html").read_text()
-    assert re.search(r"random weights, so these mean nothing: depth,\s+seg\.", text)
+    assert re.search(r"random weights, so these mean nothing: seg,\s+depth\.", text)
     assert "default-src 'none'" in text and text.isascii()
 
 

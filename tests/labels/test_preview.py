@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from annotator.errors import InvalidInputError, OutputError
 from annotator.job import StorageOptions
-from annotator.labels.preview import GAP, LINE, MAX_TILE_WIDTH, WIDTH, preview
+from annotator.labels.look import look
+from annotator.labels.preview import GAP, LINE, MAX_TILE_WIDTH, WIDTH, _caption, preview
 from annotator.storage import Storage
 from annotator.tasks import seg
 from tests.labels.make_output import CHANNELS, make_output
@@ -103,6 +105,28 @@ def test_classes_have_a_legend_in_their_colours(tmp_path: Path, pictures: Path) 
     assert {colour for _, colour in seg.GOLIATH} <= colours
 
 
+@pytest.mark.parametrize(
+    ("label", "caption"),
+    [
+        ("not labelled yet", ""),  # the tile says so
+        ({"status": "ok"}, "ok"),
+        ({"status": "ok", "confidence": 0.876}, "confidence 0.88"),
+        ({"status": "no_person", "people": []}, "no_person"),
+        ({"status": "ok", "people": [{"bbox_score": 0.5}, {"bbox_score": 0.75}]}, "2 people, best box 0.75"),
+        ({"status": "ok", "people": [{"bbox_score": None}]}, "1 person"),  # a whole frame has no score
+    ],
+)
+def test_a_caption_says_how_sure_a_label_is(label: dict[str, Any] | str, caption: str) -> None:
+    assert _caption(label) == caption
+
+
+def test_tasks_stand_in_the_same_order_on_every_sheet(tmp_path: Path) -> None:
+    """People, then what their pixels are."""
+    output = make_output(str(tmp_path), tasks=("depth", "normal", "seg"), rows=(1,))
+    columns, _ = look(output.uri, limit=1, where=None, storage=None)
+    assert [column.task.name for column in columns] == ["seg", "depth", "normal"]
+
+
 def test_a_sheet_is_no_wider_than_a_screen(tmp_path: Path, pictures: Path) -> None:
     output = make_output(
         str(tmp_path), tasks=tuple(CHANNELS), rows=(1,), uri=lambda _file, _row: str(pictures / "0.png")
@@ -150,7 +174,7 @@ def test_a_task_that_has_not_come_so_far_is_drawn_as_such(tmp_path: Path, pictur
         uri=lambda _file, _row: str(pictures / "0.png"),
     )
     sheet = read(preview(output.uri, tmp_path / "sheet.png"))
-    assert is_grey(tile(sheet, 0, 1)) and not is_grey(tile(sheet, 0, 2))
+    assert is_grey(tile(sheet, 0, 2)) and not is_grey(tile(sheet, 0, 1))  # seg stands before depth
 
 
 def test_an_output_without_labels_is_refused(tmp_path: Path) -> None:
