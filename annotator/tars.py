@@ -124,8 +124,9 @@ def read_map(storage: Storage, output: str, place: Mapping[str, Any]) -> bytes:
     problem = place_problem(place)
     if problem is not None:
         raise ValueError(problem)
-    data = storage.read(join(output, place["path"]), start=place["offset"], length=place["size"])
-    if len(data) != place["size"]:
+    start, length = int(place["offset"]), int(place["size"])  # pandas makes them floats
+    data = storage.read(join(output, place["path"]), start=start, length=length)
+    if len(data) != length:
         raise ValueError(_short(place, data))
     return data
 

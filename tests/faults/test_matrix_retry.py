@@ -56,20 +56,27 @@ def corpus(small_job: annotator.Job, workers: Zygotes, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("retry")
     weights = {"seg": Path(str(small_job.tasks["seg"]["checkpoint"]))}
     job = make_job(folder, weights, 6, tasks=("seg",), shard_rows=3, spool_dir=str(folder / "spool"))
+    found = make_corpus(job, folder, workers)
+    annotator.run(job, ray=False)
+    assert file_bytes(job.output, ("seg",)) == found.mended
+    return found
+
+
+def make_corpus(job: annotator.Job, folder: Path, workers: Zygotes) -> Corpus:
+    """Run a job, some of whose pictures are away, and retry it, in outputs below `folder`."""
+    images = Path(job.manifest).parent / "images"
     spoiled, mended = (job.model_copy(update={"output": str(folder / name)}) for name in ("spoiled", "mended"))
     for name in MISSING:
-        (folder / "images" / name).rename(folder / name)
+        (images / name).rename(folder / name)
     annotator.run(spoiled, ray=False)
     for name in MISSING:
-        (folder / name).rename(folder / "images" / name)
-    annotator.run(job, ray=False)
+        (folder / name).rename(images / name)
     shutil.copytree(spoiled.output, mended.output)
     with workers.one() as worker:
         outcome = worker.run(mended, verify=True, retry=ERRORS)
     assert (outcome.ended, outcome.is_whole) == ("done", True), outcome.message
-    good = file_bytes(job.output, ("seg",))
-    assert file_bytes(mended.output, ("seg",)) == good
-    return Corpus(job, Path(spoiled.output), file_bytes(spoiled.output, ("seg",)), good, outcome.calls, workers)
+    before, after = (file_bytes(found.output, ("seg",)) for found in (spoiled, mended))
+    return Corpus(job, Path(spoiled.output), before, after, outcome.calls, workers)
 
 
 def test_a_retry_replaces_each_file_once(corpus: Corpus) -> None:
@@ -81,6 +88,11 @@ def test_a_retry_replaces_each_file_once(corpus: Corpus) -> None:
 def test_whatever_call_a_fault_hits_files_are_whole_and_the_next_retry_mends_all(
     kind: str, corpus: Corpus, tmp_path: Path
 ) -> None:
+    check_kind(corpus, kind, tmp_path)
+
+
+def check_kind(corpus: Corpus, kind: str, tmp_path: Path) -> None:
+    """Have one kind of fault hit every call that it can hit; fail with all that went wrong."""
     calls = [call for call in corpus.calls if kind not in ON_WRITES or call.verb in WRITES]
     cases = [(Fault(call, kind), tmp_path / str(number)) for number, call in enumerate(calls)]
     answers = corpus.workers.map(lambda worker, case: _try(worker, corpus, *case), cases)

@@ -111,6 +111,14 @@ def test_read_gives_the_first_bytes(place: Place, length: int | None, expected: 
     assert place.storage.read(place.put(b"0123456789", "x"), length=length) == expected
 
 
+@pytest.mark.parametrize(("start", "length"), [(3, None), (3, 4), (8, 99), (9, 1), (10, 1), (99, 5)])
+def test_read_gives_any_part(place: Place, start: int, length: int | None) -> None:
+    """Fewer bytes at the end, and none beyond it."""
+    data = b"0123456789"
+    expected = data[start:] if length is None else data[start : start + length]
+    assert place.storage.read(place.put(data, "x"), start=start, length=length) == expected
+
+
 @pytest.mark.parametrize("length", [None, 0, 1, 100])
 def test_an_empty_object_reads_as_nothing(place: Place, length: int | None) -> None:
     """S3 answers 416 to any range of an empty object."""
