@@ -24,6 +24,8 @@ from tests.servers import chromium
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.timeout(700)  # the first test may have to install Chromium
+
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 HOSTILE = '"><img src=x onerror="window.pwned=1"></script><script>window.pwned=1</script>\'{{7*7}}<!--'
 STATUSES = {2: "unreadable", 3: "no_person", 4: "rejected"}
