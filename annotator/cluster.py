@@ -25,12 +25,14 @@ import pyarrow as pa
 from annotator.errors import (
     AnnotatorError,
     IncompleteRunError,
+    InvalidInputError,
     JobError,
     TransientStorageError,
     WorkerStalledError,
 )
-from annotator.job import Job, WorkerRange
+from annotator.job import Job
 from annotator.metrics import WorkerMetrics
+from annotator.pool import block_size, cpus_per_worker, num_workers
 from annotator.shards import Shard
 from annotator.stages.encode import Spool
 from annotator.summary import Summary
@@ -56,6 +58,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 
 _STALLED_EXIT = 75
 _CONNECT_S = 10.0
+_CANCEL_S = 10.0
 
 
 class Cluster:
@@ -177,7 +180,10 @@ def _label_on_ray(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
     low, high = _workers_here(order.job, len(shards))
     try:
         for row in _dataset(order, shards, low, high).iter_rows():
-            yield Summary.from_json(row["summary"])
+            summary = Summary.from_json(row["summary"])
+            if summary.refused:
+                raise JobError(str(summary.deferred))
+            yield summary
     except RayError as err:
         text = " ".join(str(err).split())[:400]
         raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
@@ -188,9 +194,14 @@ def _once_on_ray(job: Job, call: Callable[[], T], shards: int) -> tuple[T, int]:
     from ray.exceptions import RayError, RayTaskError
 
     _, workers = _workers_here(job, shards)
-    like_a_worker = {"num_gpus": job.gpus_per_worker or 0, "num_cpus": _cpus_per_worker(job, workers)}
+    like_a_worker = {"num_gpus": job.gpus_per_worker or 0, "num_cpus": cpus_per_worker(job, _nodes(), workers)}
+    made = ray.remote(max_retries=0, **like_a_worker)(_make).remote(call)
     try:
-        return ray.get(ray.remote(max_retries=0, **like_a_worker)(_make).remote(call)), workers
+        return ray.get(made), workers
+    except KeyboardInterrupt:
+        ray.cancel(made)  # as a Ctrl-C over there: it cleans up behind itself, which a killed process can't
+        ray.wait([made], timeout=_CANCEL_S)
+        raise
     except RayError as err:
         if isinstance(err, RayTaskError) and isinstance(err.cause, AnnotatorError):
             raise err.cause from None
@@ -203,10 +214,14 @@ def _make(call: Callable[[], T]) -> T:
 
 def _workers_here(job: Job, shards: int) -> tuple[int, int]:
     """Return the least and the most workers on the cluster that this process is connected to."""
+    return num_workers(job, _nodes(), shards=shards)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return what each node of the cluster has."""
     import ray
 
-    resources = ray.cluster_resources()
-    return num_workers(job, cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0), shards=shards)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _dataset(order: _Order, shards: Sequence[Shard], low: int, high: int) -> Dataset:
@@ -215,7 +230,7 @@ def _dataset(order: _Order, shards: Sequence[Shard], low: int, high: int) -> Dat
     from ray.data import ActorPoolStrategy
 
     # A block is what Ray retries as a whole; in the last round a shard that kills its worker stands alone.
-    block = 1 if order.last_round else max(1, min(64, len(shards) // (32 * high)))
+    block = 1 if order.last_round else block_size(len(shards), workers=high)
     rows = [asdict(shard) for shard in shards]
     fixed = low == high
     pool = {"size": low} if fixed else {"min_size": low, "max_size": high, "initial_size": low}
@@ -231,39 +246,9 @@ def _dataset(order: _Order, shards: Sequence[Shard], low: int, high: int) -> Dat
                 **pool, max_concurrent_calls_per_actor=CALLS_PER_WORKER, enable_true_multi_threading=True
             ),
             num_gpus=order.job.gpus_per_worker or None,
-            num_cpus=_cpus_per_worker(order.job, high),
+            num_cpus=cpus_per_worker(order.job, _nodes(), high),
             max_task_retries=MAX_TASK_RETRIES,
         )
-
-
-def num_workers(job: Job, *, cpus: float, gpus: float, shards: int) -> tuple[int, int]:
-    """Return the least and the most workers for a cluster of this size; never more than there are shards.
-
-    Raises JobError when the job wants GPUs and the cluster has none.
-    """
-    most = max(1, shards)
-    if job.gpus_per_worker and gpus < job.gpus_per_worker:
-        raise JobError(
-            f"a worker wants {job.gpus_per_worker:g} GPU and the cluster has {gpus:g}; "
-            "add GPU nodes, or set gpus_per_worker: 0 to label on CPUs"
-        )
-    if isinstance(job.workers, WorkerRange):
-        return min(job.workers.min, most), min(job.workers.max, most)
-    if job.workers != "auto":
-        return min(job.workers, most), min(job.workers, most)
-    auto = int(gpus / job.gpus_per_worker) if job.gpus_per_worker else max(1, int(cpus) // 4)
-    return min(auto, most), min(auto, most)
-
-
-def _cpus_per_worker(job: Job, workers: int) -> float:
-    """Return CPUs a worker claims: its share of the machine where it computes on them, else a token one."""
-    import ray
-
-    if job.gpus_per_worker:
-        return 1.0
-    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
-    share = float(ray.cluster_resources().get("CPU", 1.0)) // workers
-    return max(1.0, min(share, largest))  # what no node has would be waited for without an end
 
 
 class _RayWorker:
@@ -282,7 +267,8 @@ class _RayWorker:
         except WorkerStalledError:
             os._exit(_STALLED_EXIT)  # only a new process gets a new device; Ray starts it and tries again
         except AnnotatorError as err:
-            summary = Summary(shard=shard, deferred=str(err), fatal=True)
+            refused = isinstance(err, InvalidInputError)
+            summary = Summary(shard=shard, deferred=str(err), fatal=True, refused=refused)
         self._metrics.add(summary)
         return pa.table({"summary": [summary.to_json()]})
 

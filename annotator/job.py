@@ -154,6 +154,13 @@ class Job(Options):
     def _no_secret_uri(cls, uri: str) -> str:
         return _no_secrets(uri)
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _share_or_whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"{gpus:g}; expected a share of one GPU, such as 0.5, or a whole number of them")
+        return gpus
+
 
 def parse(model: type[M], data: Mapping[str, Any], where: str) -> M:
     """Build an options model, or raise a JobError of one line a problem.

@@ -51,6 +51,7 @@ class Summary:
     passing    it was put off for a fault of storage that passes: a little later another try may do
     lone       of its images only few met that fault: storage as a whole is well
     fatal      the fault concerns the whole run (credentials, a full disk), not this shard
+    refused    no worker can be started for the job as it is
     rows       manifest rows labelled by this call
     statuses   rows by status, by task created
     errors     rows by error class, over all tasks created
@@ -67,6 +68,7 @@ class Summary:
     passing: bool = False
     lone: bool = False
     fatal: bool = False
+    refused: bool = False
     rows: int = 0
     statuses: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)

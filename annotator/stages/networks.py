@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from annotator.errors import CheckpointError
+from annotator.errors import CheckpointError, JobError
 from annotator.fingerprint import TaskRecord, read_task_records
 from annotator.job import Job
 from annotator.models import file_digest, load_network
 from annotator.models.null import null_output
 from annotator.models.runtime import compile_model, pick_device, prepare
 from annotator.stages.device import Network, Networks
+from annotator.stages.memory import keep_to_share, memory, too_large
 from annotator.stages.trial import MOST_AT_ONCE, largest_batch, try_out
 from annotator.storage import Storage
 from annotator.tasks import PERSON, Input, Task, resolve
@@ -69,19 +70,28 @@ def choose_device(job: Job) -> torch.device:
 
 
 def build_networks(job: Job, tasks: Mapping[str, OpenTask], device: torch.device) -> Networks:
-    """Load the models, in the device thread; refuse weights that are not those of the record."""
+    """Load the models, in the device thread; refuse weights that are not those of the record.
+
+    Raises JobError, saying what to change, when the GPU's memory does not hold all of them and one image.
+    """
     if job.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
         if device.type == "cpu":
             torch.set_num_threads(1)  # sums are split by thread, and machines differ in their number
-    models = _load_models(job, tasks, device)
-    networks = {name: _network(opened, models[name], device) for name, opened in tasks.items()}
-    seen = {name: blank_input(opened) for name, opened in tasks.items()}
-    batch_size = _choose_batch_size(job, device, networks, seen)
-    for name, model in models.items():
-        compile_model(model, device=device, mode=job.compile)
-        networks[name] = try_out(name, networks[name], seen[name], device, batch_size)
+    share = job.gpus_per_worker or 1.0
+    keep_to_share(device, share)
+    try:
+        models = _load_models(job, tasks, device)
+        networks = {name: _network(opened, models[name], device) for name, opened in tasks.items()}
+        seen = {name: blank_input(opened) for name, opened in tasks.items()}
+        batch_size = _choose_batch_size(job, device, networks, seen)
+        for name, model in models.items():
+            compile_model(model, device=device, mode=job.compile)
+            networks[name], batch_size = try_out(name, networks[name], seen[name], device, batch_size)
+    except torch.OutOfMemoryError as err:
+        dtypes = {name: str(opened.record.fingerprint["dtype"]) for name, opened in tasks.items()}
+        raise JobError(too_large(dtypes, share, memory(device))) from err
     return Networks(networks, batch_size)
 
 
@@ -95,7 +105,8 @@ def _choose_batch_size(
         return job.batch_size
     if device.type == "cpu":
         return 2  # a CPU gains nothing by more
-    return min(largest_batch(networks[name], seen[name], device, MOST_AT_ONCE) for name in networks)
+    share = job.gpus_per_worker or 1.0
+    return min(largest_batch(networks[name], seen[name], device, MOST_AT_ONCE, share) for name in networks)
 
 
 def _load_models(job: Job, tasks: Mapping[str, OpenTask], device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from annotator.errors import CheckpointError
 from annotator.stages.device import Network
+from annotator.stages.memory import free_bytes
 from annotator.tasks import Input
 
 BARE_BATCHES, BARE_S = 3, 1.0
@@ -22,26 +23,36 @@ MOST_AT_ONCE = 16
 _SPARE = 0.8  # of the memory that is free: the rest is for maps larger than those that were tried, and fragments
 
 
-def try_out(name: str, network: Network, seen: Input, device: torch.device, batch_size: int) -> Network:
-    """Return the network with its speed measured; on a GPU this is also where its one static shape is compiled.
+def try_out(name: str, network: Network, seen: Input, device: torch.device, batch_size: int) -> tuple[Network, int]:
+    """Return the network with its speed measured, and the batch, halved until the memory holds it.
 
-    Raises CheckpointError for a network or task that always fails, so that it ends the run and marks no image.
+    On a GPU this is also where the network's one static shape is compiled. Raises CheckpointError for a network or
+    task that always fails, so that it ends the run and marks no image; OutOfMemoryError where not even one image fits.
     """
+    while True:
+        try:
+            return replace(network, bare_s=_measure(network, seen, device, batch_size)), batch_size
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        except Exception as err:  # whatever a network raises
+            raise CheckpointError(
+                f"tasks.{name}: its network fails on a blank image, so on all: {type(err).__name__}: {err}; "
+                "try the checkpoint with `annotator models inspect`"
+            ) from err
+        torch.cuda.empty_cache()
+        batch_size //= 2
+
+
+def _measure(network: Network, seen: Input, device: torch.device, batch_size: int) -> float:
+    """Run a network to the end of its task, then alone; return seconds an input of the latter."""
     count = batch_size if device.type == "cuda" else 1
     start = time.perf_counter()
-    try:
-        with torch.inference_mode():
-            network.decode(network.forward(_blank(seen, device, count)), [seen.geometry])
-            if device.type == "cpu" and time.perf_counter() - start > BARE_S:
-                return replace(network, bare_s=time.perf_counter() - start)
-            return replace(network, bare_s=bare_seconds(network, seen, device, batch_size))
-    except torch.OutOfMemoryError:
-        return network  # the device thread halves its batch when it meets this
-    except Exception as err:  # whatever a network raises
-        raise CheckpointError(
-            f"tasks.{name}: its network fails on a blank image, so on all: {type(err).__name__}: {err}; "
-            "try the checkpoint with `annotator models inspect`"
-        ) from err
+    with torch.inference_mode():
+        network.decode(network.forward(_blank(seen, device, count)), [seen.geometry])
+        if device.type == "cpu" and time.perf_counter() - start > BARE_S:
+            return time.perf_counter() - start
+        return bare_seconds(network, seen, device, batch_size)
 
 
 def bare_seconds(
@@ -58,10 +69,11 @@ def bare_seconds(
     return (time.perf_counter() - start) / (done * batch_size)
 
 
-def largest_batch(network: Network, seen: Input, device: torch.device, most: int) -> int:
-    """Return how many images at once the device's free memory holds, a power of two; probes with one and with two.
+def largest_batch(network: Network, seen: Input, device: torch.device, most: int, share: float = 1.0) -> int:
+    """Return how many images at once a worker's share of the device's memory holds, a power of two.
 
-    To be asked before the network is compiled: each new shape would be compiled, and eager code takes more.
+    Probes with one and with two. To be asked before the network is compiled: each new shape would be compiled, and
+    eager code takes more.
     """
     peaks = []
     try:
@@ -76,8 +88,7 @@ def largest_batch(network: Network, seen: Input, device: torch.device, most: int
     except torch.OutOfMemoryError:
         return max(1, len(peaks))
     torch.cuda.empty_cache()  # what the probes left reserved is free as well
-    free, _ = torch.cuda.mem_get_info(device)
-    return batch_that_fits(peaks[0], peaks[1], free, most)
+    return batch_that_fits(peaks[0], peaks[1], free_bytes(device, share), most)
 
 
 def batch_that_fits(one: int, two: int, free: int, most: int) -> int:

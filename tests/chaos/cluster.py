@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine, whose nodes and workers can be lost one by one."""
+"""A Ray cluster of several nodes on this machine, whose nodes and workers can be lost one by one."""
 
 from __future__ import annotations
 
@@ -45,9 +45,11 @@ class Nodes:
             child.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def add(self) -> None:
-        """Start another node of one CPU."""
-        self._cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+    def add(self, *, num_gpus: int = 0) -> Any:
+        """Start another node, of one CPU, or of four for each GPU; Ray takes our word for GPUs."""
+        return self._cluster.add_node(
+            num_cpus=4 * num_gpus or 1, num_gpus=num_gpus, object_store_memory=OBJECT_STORE_BYTES
+        )
 
 
 def _children(node: Any) -> list[psutil.Process]:
@@ -81,13 +83,23 @@ def owns(process: psutil.Process, port: int) -> bool:
 @contextmanager
 def three_nodes(folder: str) -> Iterator[Nodes]:
     """Start a cluster of three nodes of one CPU, with its files in the folder; kill all of it afterwards."""
+    with a_head(folder, num_cpus=1) as nodes:
+        nodes.add()
+        nodes.add()
+        yield nodes
+
+
+@contextmanager
+def a_head(folder: str, *, num_cpus: int) -> Iterator[Nodes]:
+    """Start the head of a cluster, with its files in the folder; kill it and all nodes that were added afterwards."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray 2.60 turns it on here and not in drivers
     from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
-    Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)  # it leaves its address there, wherever its files are
+    Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)  # where Ray notes the address, and makes no folder for it
+
     head = {
-        "num_cpus": 1,
+        "num_cpus": num_cpus,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         "temp_dir": folder,
@@ -95,10 +107,7 @@ def three_nodes(folder: str) -> Iterator[Nodes]:
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        nodes = Nodes(cluster)
-        nodes.add()
-        nodes.add()
-        yield nodes
+        yield Nodes(cluster)
     finally:
         for node in list(cluster.worker_nodes):
             cluster.remove_node(node, allow_graceful=False)

@@ -119,12 +119,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     real, real_try_out = load_model, trial.try_out
     Counting.seen = {}
 
-    def try_out(name: str, *rest: Any) -> Network:
+    def try_out(name: str, *rest: Any) -> tuple[Network, int]:
         before = Counting.seen.get(name)
-        network = real_try_out(name, *rest)
+        tried = real_try_out(name, *rest)
         del Counting.seen[name]
         Counting.seen.update({} if before is None else {name: before})
-        return network
+        return tried
 
     def load(uri: str, **options: Any) -> Counting:
         return Counting(real(uri, **options), options["task"])

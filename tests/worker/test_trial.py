@@ -84,6 +84,27 @@ def test_the_batch_is_chosen_by_probing_with_one_and_two_images(
     assert memory.counts in ([1, 2], [1])
 
 
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 16), (0.5, 8), (0.25, 4), (0.05, 1)])
+def test_a_worker_with_a_share_of_a_gpu_leaves_the_others_theirs(
+    share: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(80 * GB)
+    memory.install(monkeypatch)
+    assert largest_batch(Network(forward=memory.forward, decode=decode), SEEN, CPU, 16, share) == expected
+
+
+def test_a_batch_that_does_not_fit_is_halved_before_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes may have been too hopeful, and a job may name a batch that is too large."""
+    memory = Memory(6 * GB)
+    memory.install(monkeypatch)
+    network = Network(forward=memory.forward, decode=decode)
+    assert try_out("seg", network, SEEN, CPU, 16)[1] == 2
+    memory.limit = 2 * GB
+    monkeypatch.setattr(trial, "BARE_S", -1.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        try_out("seg", Network(forward=memory.forward, decode=decode), SEEN, CPU, 16)
+
+
 def test_the_speed_of_forward_passes_alone_is_measured_on_a_full_batch() -> None:
     shapes = []
 
@@ -91,8 +112,8 @@ def test_the_speed_of_forward_passes_alone_is_measured_on_a_full_batch() -> None
         shapes.append(tuple(batch_BHW3.shape))
         return batch_BHW3
 
-    network = try_out("seg", Network(forward=forward, decode=decode), SEEN, CPU, 4)
-    assert network.bare_s > 0
+    network, batch_size = try_out("seg", Network(forward=forward, decode=decode), SEEN, CPU, 4)
+    assert network.bare_s > 0 and batch_size == 4
     assert shapes == [(1, 8, 6, 3), *[(4, 8, 6, 3)] * trial.BARE_BATCHES]
 
 
@@ -100,7 +121,7 @@ def test_a_slow_network_on_a_cpu_runs_once_and_no_more(monkeypatch: pytest.Monke
     monkeypatch.setattr(trial, "BARE_S", 0.0)
     calls = []
     network = Network(forward=lambda batch_BHW3: calls.append(1), decode=decode)
-    assert try_out("seg", network, SEEN, CPU, 4).bare_s > 0
+    assert try_out("seg", network, SEEN, CPU, 4)[0].bare_s > 0
     assert calls == [1]
 
 
