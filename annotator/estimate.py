@@ -7,7 +7,7 @@ the two a run is nearer to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, stdev
@@ -34,11 +34,14 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """Return the estimate of the quantity times a factor that is known and not negative."""
-        return Estimate(*(None if x is None else x * factor for x in (self.value, self.low, self.high)))  # type: ignore[arg-type]
+        return self._each(lambda x: x * factor)
 
     def plus(self, known: float) -> Estimate:
         """Return the estimate of the quantity and something known."""
-        return Estimate(*(None if x is None else x + known for x in (self.value, self.low, self.high)))  # type: ignore[arg-type]
+        return self._each(lambda x: x + known)
+
+    def _each(self, rising: Callable[[float], float]) -> Estimate:
+        return Estimate(rising(self.value), *(None if x is None else rising(x) for x in (self.low, self.high)))
 
     def inverse(self) -> Estimate:
         """Return the estimate of one over the quantity, which is positive."""

@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     from annotator.worker import Worker
 
 
+MOST_ROWS = 4096
+"""Rows of a probe at most: it holds their embedded pictures in memory, and intervals are an eighth of those of 64."""
+
+_LOOK_S = 0.5
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
     """What is labelled to find out: rows by manifest file, in `manifest`, which holds no other files."""
@@ -60,11 +66,11 @@ def probe_left(
 ) -> Forecast:
     """Return what labelling all that is left will take, from labelling `count` of its rows; fewer if there are.
 
-    The forecast is left in the output's `_annotator/`, for the next run. Raises JobError for fewer than one row,
+    The forecast is left in the output's `_annotator/`, for the next run. Raises JobError for no row or too many,
     ManifestError when none passes `where`, and what a worker raises when it can't be built.
     """
-    if count < 1:
-        raise JobError(f"a probe of {count} rows says nothing; probe at least one")
+    if not 1 <= count <= MOST_ROWS:
+        raise JobError(f"probe is {count}; expected 1 to {MOST_ROWS}: none tell nothing, and more hardly tell more")
     storage = Storage(options=ready.job.storage)
     drawn, rows = draw(storage, ready.job, left, count)
     with Cluster(ready.job, address=address, local=not ray) as cluster:
@@ -153,8 +159,11 @@ def _label(worker: Worker, ready: Ready, schemas: Mapping[str, pa.Schema], folde
     shards = cut(file.key, file.rows, ready.manifest.shard_rows)
     begun = time.monotonic()
     with ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
+        flying = [calls.submit(_label_shard, worker, schemas, folder, begun, shard) for shard in shards]
         try:
-            parts = list(calls.map(partial(_label_shard, worker, schemas, folder, begun), shards))
+            while wait(flying, timeout=_LOOK_S).not_done:
+                pass  # what Ray sends to interrupt this process wakes no wait
+            parts = [part.result() for part in flying]
         finally:
             worker.stop()  # Ctrl-C must not wait for the rest
     empty = _empty_bytes(schemas, folder, shards[0])

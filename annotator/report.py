@@ -50,7 +50,7 @@ class Report:
     errors      label rows by error class
     stages      (wall, CPU) seconds, wall summed over threads; copy, forward and post-process are the device's
     images_per_s  since the first shard came back
-    workers     processes that labelled a shard
+    workers     processes that labelled a shard, in the round that had most
     cpu_s       of the workers, from their start, threads of libraries included
     device_idle   share of the time, each worker's first shard left out, in which devices had nothing to do
     efficiency  speed as a share of that of forward passes alone, which each worker measured when it started

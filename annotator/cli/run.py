@@ -79,7 +79,7 @@ def plan(
     task: Tasks = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
     limit: Limit = None,
-    probe: Annotated[Optional[int], typer.Option(min=1, help="label N random rows to foretell cost")] = None,  # noqa: UP045
+    probe: Annotated[Optional[int], typer.Option(help="label N random rows to foretell cost")] = None,  # noqa: UP045
     price: Price = None,
     ray: OnRay = True,
     address: Address = None,

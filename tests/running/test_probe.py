@@ -96,11 +96,12 @@ def test_the_command_line_tells_intervals_and_what_they_do_not_cover(job: Job, c
     assert len(found["notes"]) == 2
 
 
-def test_a_price_without_a_probe_and_a_probe_of_nothing_are_refused(job: Job, cli: Cli) -> None:
+def test_a_price_without_a_probe_and_a_probe_of_no_use_are_refused(job: Job, cli: Cli) -> None:
     with pytest.raises(JobError, match="add --probe"):
         annotator.plan(job, price_per_gpu_hour=1.0)
-    with pytest.raises(JobError, match="at least one"):
-        annotator.plan(job, probe=0)
+    for probe in (0, -1, 10**6):
+        with pytest.raises(JobError, match="expected 1 to 4096"):
+            annotator.plan(job, probe=probe)
     refused = cli(
         "plan", "--manifest", job.manifest, "--output", job.output, "--task", "seg=x", "--price-per-gpu-hour", 1
     )
