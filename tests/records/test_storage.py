@@ -104,14 +104,7 @@ def test_replace_is_never_seen_half_done(place: Place) -> None:
 # -- read, info, open ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("length", "expected"), [(None, b"0123456789"), (0, b""), (1, b"0"), (4, b"0123"), (99, b"0123456789")]
-)
-def test_read_gives_the_first_bytes(place: Place, length: int | None, expected: bytes) -> None:
-    assert place.storage.read(place.put(b"0123456789", "x"), length=length) == expected
-
-
-@pytest.mark.parametrize(("start", "length"), [(3, None), (3, 4), (8, 99), (9, 1), (10, 1), (99, 5)])
+@pytest.mark.parametrize(("start", "length"), [(0, None), (0, 0), (0, 4), (3, None), (3, 4), (8, 99), (10, 1), (99, 5)])
 def test_read_gives_any_part(place: Place, start: int, length: int | None) -> None:
     """Fewer bytes at the end, and none beyond it."""
     data = b"0123456789"
