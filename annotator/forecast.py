@@ -19,7 +19,7 @@ from annotator.storage import Storage, join
 NOT_COVERED = (
     "workers and other programs that get in each other's way",
     "storage that throttles",
-    "the upload of label files",
+    "the commit of label files",
     "rounds after trouble",
 )
 """What a probe on one worker can't see, so that no interval covers it."""

@@ -4,7 +4,7 @@
 
 The rows are copied into a manifest of their own, in a folder of the worker's machine that goes with the worker, and
 labelled from there by the worker that a run would build. So the output is only read, and what is measured is as good
-as in a run, but for the upload of label files.
+as in a run, but for the commit of label files.
 """
 
 from __future__ import annotations

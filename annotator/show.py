@@ -126,14 +126,15 @@ def _(plan: Plan) -> None:
         return
     print(f"{plan.rows_left} images in {len(plan)} shards left, of {plan.rows_total} in {plan.total}")
     print(f"tasks: {', '.join(plan.tasks)}; left: {', '.join(plan.tasks_left)}")
-    time = "unknown before a first run; try --limit"
-    if plan.seconds_left is not None:
-        time = f"about {_duration(plan.seconds_left)} at the latest run's {plan.images_per_s:g} images/s"
-    print(f"labels: about {_bytes(plan.bytes_left)}, if images are about 1024x768; time: {time}")
-    if max(plan.bytes_left, plan.forecast.predicted["bytes"].value if plan.forecast else 0) > _MANY_BYTES:
-        print(f"WARNING: more than {_bytes(_MANY_BYTES)} of labels; see label_size, max_label_pixels and background")
     if plan.forecast is not None:
         _describe_forecast(plan.forecast)
+    else:
+        time = "unknown before a first run; try --probe 64"
+        if plan.seconds_left is not None:
+            time = f"about {_duration(plan.seconds_left)} at the latest run's {plan.images_per_s:g} images/s"
+        print(f"labels: about {_bytes(plan.bytes_left)}, if images are about 1024x768; time: {time}")
+    if (plan.forecast.predicted["bytes"].value if plan.forecast else plan.bytes_left) > _MANY_BYTES:
+        print(f"WARNING: more than {_bytes(_MANY_BYTES)} of labels; see label_size, max_label_pixels and background")
 
 
 def _describe_forecast(forecast: Forecast) -> None:
