@@ -29,7 +29,7 @@ from annotator.errors import NotFoundError, OutputError
 from annotator.shards import Shard
 from annotator.storage import Storage, join
 
-_TAR = re.compile(r"png/([^/]+)/([^/]+)/(\d{12})-(\d{12})-[0-9a-f]{16}\.tar")
+_TAR = re.compile(r"png/((?!\.)[^/]+)/((?!\.)[^/]+)/(\d{12})-(\d{12})-[0-9a-f]{16}\.tar")
 _BLOCK = tarfile.BLOCKSIZE
 _PLACE_KEYS = {field.name for field in PLACE}
 

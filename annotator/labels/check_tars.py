@@ -28,6 +28,9 @@ MAX_NAMED = 50
 """Tar files that nobody names of which a report gives the path."""
 
 
+_HINT = "restore it, or delete it and the label file and run the job again"  # an attempt finds what is there by name
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnusedTars:
     """Tar files that no label file names, and their bytes; `paths`, below the output, of the first of them."""
@@ -74,7 +77,7 @@ class TarCheck:
             except NotFoundError:
                 continue  # each of its rows says so
             if size % RECORDSIZE or size < end + 2 * BLOCKSIZE:
-                yield "tar", f"{path}: {size} bytes are no whole tar file; its last map ends at {end}"
+                yield "tar", f"{path}: {size} bytes are no whole tar file, its last map ends at {end}; {_HINT}"
 
     def _read(self, rows: pa.Table, column: str) -> Iterator[tuple[int, bytes | Flaw]]:
         """Yield number in the table and PNG, or what is wrong, of each row that names a place."""
@@ -89,7 +92,7 @@ class TarCheck:
             try:
                 members = read_members(self._storage, self._file.output, [places[at] for at in some])
             except NotFoundError:
-                yield from ((at, Flaw("tar", at, f"{path} is gone; restore it")) for at in some)
+                yield from ((at, Flaw("tar", at, f"{path} is gone; {_HINT}")) for at in some)
                 continue
             for at, member in zip(some, members, strict=True):
                 flaw = self._flaw(at, numbers[at], places[at], member)

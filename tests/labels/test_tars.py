@@ -214,7 +214,8 @@ def test_what_keeps_a_map_from_being_read_is_said(output: Path) -> None:
     row = annotator.open_labels(str(output), "seg").head(1).to_pylist()[0]
     with pytest.raises(InvalidInputError, match="has no seg map; give root"):
         annotator.load_map(row, "seg")
-    for place in ({"path": "png/../../secret.png"}, {"path": "/etc/passwd"}, {"offset": 7}, {"size": None}):
+    outside = f"png/../../{0:012d}-{5:012d}-{0:016x}.tar"
+    for place in ({"path": outside}, {"path": "/etc/passwd"}, {"offset": 7}, {"size": None}):
         with pytest.raises(InvalidInputError, match=r"damaged seg map: .*(is no tar file|no map of)"):
             annotator.load_map({**row, "mask": {**row["mask"], **place}}, "seg", root=str(output))
     path = output / row["mask"]["path"]

@@ -136,6 +136,21 @@ def test_whatever_was_done_to_tar_files_or_places_is_found(output: Path, tamper:
     assert TAMPERED[tamper] in verify(str(output), deep=True).counts
 
 
+@pytest.mark.parametrize("tamper", [flip_a_byte, cut_off_the_end])
+def test_a_damaged_tar_file_is_made_again_when_it_and_its_label_file_are_deleted(
+    pair: Pair, output: Path, tamper: Callable[[Path], None]
+) -> None:
+    tamper(output)
+    [problem] = verify(str(output)).problems
+    [path] = [path for path in tars(output) if path.name in problem.message]
+    path.unlink()
+    Path(problem.where).unlink()
+    with pair.empty_picture():
+        annotator.run(pair.tar.model_copy(update={"output": str(output)}), ray=False)
+    assert verify(str(output), deep=True).ok
+    assert path.read_bytes() == (Path(pair.tar.output) / path.relative_to(output)).read_bytes()
+
+
 def test_a_sound_store_is_clean_to_the_last_pixel_and_equal_when_labelled_anew(pair: Pair) -> None:
     with pair.empty_picture():
         report = verify(pair.tar.output, deep=True, sample=7)
