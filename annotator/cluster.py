@@ -56,8 +56,11 @@ MAX_INIT_DEATHS = 20
 OBJECT_STORE_BYTES = 100 * 2**20
 """Enough for descriptors and summaries; Ray's floor is 75 MB."""
 
+NODE_WAIT_S = 600.0
+"""How long a round waits for a node that holds a worker, where the one before had one: spot nodes come back."""
+
 _STALLED_EXIT = 75
-_CONNECT_S = 10.0
+_CONNECT_S, _NODE_LOOK_S = 10.0, 5.0
 _CANCEL_S = 10.0
 
 
@@ -73,6 +76,7 @@ class Cluster:
     ) -> None:
         self._job, self._address, self._local, self._redo = job, address, local, redo
         self._stack = ExitStack()
+        self._had_nodes = False
 
     def __enter__(self) -> Cluster:
         return self
@@ -89,6 +93,9 @@ class Cluster:
             # A session a round: a worker that Ray restarts while a round ends stays, and holds its CPUs for ever.
             self._stack.close()
             self._stack.enter_context(ray_session(self._address))
+            if self._had_nodes:
+                _wait_for_node(self._job)
+            self._had_nodes = True
         order = _Order(job=self._job, tasks=tasks, last_round=last_round, redo=self._redo)
         if self._local:
             return _label_here(order, shards)
@@ -222,6 +229,16 @@ def _nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _wait_for_node(job: Job) -> None:
+    """Wait until a node holds a worker, or for long enough."""
+    end = time.monotonic() + NODE_WAIT_S
+    while time.monotonic() < end:
+        with suppress(JobError):
+            num_workers(job, _nodes(), shards=1)
+            return
+        time.sleep(_NODE_LOOK_S)
 
 
 def _dataset(order: _Order, shards: Sequence[Shard], low: int, high: int) -> Dataset:

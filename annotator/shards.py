@@ -8,6 +8,7 @@ manifest, so a retry, a zombie and a second driver all aim at the same label fil
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def cut(file_key: str, rows: int, shard_rows: int) -> list[Shard]:
     return [Shard(file_key, first, min(first + shard_rows, rows)) for first in range(0, rows, shard_rows)]
 
 
+@functools.lru_cache(maxsize=64)  # asked for each name of a listing
 def labels_folder(output: str, task: str) -> str:
     """Return the uri of the folder that holds a task's label files and nothing else."""
     return join(output, "labels", task)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from annotator import cluster
 from annotator.errors import JobError
 from annotator.job import Job, WorkerRange, parse
 from annotator.pool import block_size, cpus_per_worker, num_workers
@@ -30,6 +31,18 @@ def test_a_worker_that_fits_on_no_node_is_refused_not_waited_for(settings: dict[
     job = Job(manifest="/m", output="/o", tasks={"seg": {}}, gpus_per_worker=2, **settings)
     with pytest.raises(JobError, match=r"a worker wants 2 GPU and no node has more than 1.*gpus_per_worker"):
         num_workers(job, [{**CPUS, "GPU": 1.0}] * 4, shards=100)
+
+
+def test_between_rounds_nodes_that_were_all_taken_away_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(manifest="/m", output="/o", tasks={"seg": {}}, gpus_per_worker=1)
+    seen: list[list[Mapping[str, float]]] = [[CPUS], [CPUS], [CPUS, {**CPUS, "GPU": 1.0}]]
+    monkeypatch.setattr(cluster, "_nodes", lambda: seen.pop(0))
+    monkeypatch.setattr(cluster, "_NODE_LOOK_S", 0.0)
+    cluster._wait_for_node(job)
+    assert seen == []
+    monkeypatch.setattr(cluster, "_nodes", lambda: [CPUS])
+    monkeypatch.setattr(cluster, "NODE_WAIT_S", 0.05)
+    cluster._wait_for_node(job)  # in vain: the round then says what is lacking
 
 
 def test_more_than_one_gpu_is_a_whole_number() -> None:
