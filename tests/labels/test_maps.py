@@ -115,6 +115,7 @@ def test_depth_comes_back_within_half_a_step_of_its_own_range(depth_1YX: np.ndar
     step = (depth_YX.max() - depth_YX.min()) / 65534
     # of offset, scale and the result in float32; the offset of a flat map lies 1 below it
     rounding = 4 * np.finfo(np.float32).eps * (np.abs(depth_YX).max() + (step == 0))
+    rounding += 2**15 * np.finfo(np.float32).smallest_subnormal  # half of 65534 times that of a very small scale
     assert np.abs(round_trip("depth", depth_1YX) - depth_YX).max() <= step / 2 + rounding
 
 
