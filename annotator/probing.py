@@ -29,11 +29,12 @@ import pyarrow.parquet as pq
 from annotator.cluster import CALLS_PER_WORKER, Cluster
 from annotator.envelope import Row
 from annotator.errors import ImageError, JobError, ManifestError, StorageError
+from annotator.fingerprint import TaskRecord, pin_record
 from annotator.forecast import Forecast, Measured, make_forecast, make_setting, save_forecast
 from annotator.job import Job
-from annotator.manifest import Manifest, PinnedFile, kept_fields, local_folder, read_rows, selected_rows
+from annotator.manifest import Manifest, PinnedFile, kept_fields, local_folder, pin_manifest, read_rows, selected_rows
 from annotator.planning import Plan
-from annotator.preflight import Ready, preflight
+from annotator.preflight import Ready
 from annotator.shards import Shard, cut
 from annotator.stages.encode import LabelFiles, Spool
 from annotator.stages.people import read_people
@@ -53,9 +54,13 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """What is labelled to find out: rows by manifest file, in `manifest`, which holds no other files."""
+    """What is labelled to find out: rows by manifest file, in `manifest`, which holds no other files.
+
+    `records` are those that a run would pin, of all tasks of the job; `tasks` are to be labelled.
+    """
 
     job: Job
+    records: Mapping[str, TaskRecord]
     tasks: tuple[str, ...]
     manifest: Manifest
     rows: tuple[tuple[int, ...], ...]
@@ -72,7 +77,7 @@ def probe_left(
     if not 1 <= count <= MOST_ROWS:
         raise JobError(f"probe is {count}; expected 1 to {MOST_ROWS}: none tell nothing, and more hardly tell more")
     storage = Storage(options=ready.job.storage)
-    drawn, rows = draw(storage, ready.job, left, count)
+    drawn, rows = draw(storage, ready, left, count)
     with Cluster(ready.job, address=address, local=not ray) as cluster:
         measured, workers = cluster.once(partial(measure, drawn), shards=len(left))
     digests = {name: ready.records[name].fingerprint_digest for name in left.tasks_left}
@@ -92,7 +97,7 @@ def probe_left(
     return forecast
 
 
-def draw(storage: Storage, job: Job, left: Plan, count: int) -> tuple[Drawn, int]:
+def draw(storage: Storage, ready: Ready, left: Plan, count: int) -> tuple[Drawn, int]:
     """Return rows drawn by chance from those that are left, each as likely as any other, and how many are left.
 
     The same rows each time as long as the same are left, so that two settings are compared on the same images.
@@ -113,7 +118,8 @@ def draw(storage: Storage, job: Job, left: Plan, count: int) -> tuple[Drawn, int
         int(i): _eligible(storage, left, int(i))[chosen[owner == i] - (ends[i] - counts[i])] for i in np.unique(owner)
     }
     drawn = Drawn(
-        job=job,
+        job=ready.job,
+        records=ready.records,
         tasks=left.tasks_left,
         manifest=replace(left.manifest, files=tuple(files[i] for i in found)),
         rows=tuple(tuple(rows.tolist()) for rows in found.values()),
@@ -136,12 +142,15 @@ def measure(drawn: Drawn) -> Measured:
     from annotator.worker import Worker  # loads torch
 
     with closing(Spool(drawn.job.spool_dir)) as spool, spool.folder() as folder:
-        ready = preflight(_own_job(drawn, folder))
+        job = _own_job(drawn, folder)
+        manifest = pin_manifest(job, Storage())
+        for record in drawn.records.values():
+            pin_record(Storage(), job.output, record)
         start = time.monotonic()
-        with Worker(ready.job, tasks=drawn.tasks) as worker:
+        with Worker(job, tasks=drawn.tasks) as worker:
             start_s = time.monotonic() - start
-            schemas = {name: ready.records[name].file_schema for name in drawn.tasks}
-            return _label(worker, ready, schemas, folder, start_s)
+            schemas = {name: drawn.records[name].file_schema for name in drawn.tasks}
+            return _label(worker, manifest, schemas, folder, start_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +162,12 @@ class _Part:
     files: LabelFiles
 
 
-def _label(worker: Worker, ready: Ready, schemas: Mapping[str, pa.Schema], folder: Path, start_s: float) -> Measured:
+def _label(
+    worker: Worker, manifest: Manifest, schemas: Mapping[str, pa.Schema], folder: Path, start_s: float
+) -> Measured:
     """Label all rows as a run would, in so many calls at once, and add up what came of it."""
-    (file,) = ready.manifest.files
-    shards = cut(file.key, file.rows, ready.manifest.shard_rows)
+    (file,) = manifest.files
+    shards = cut(file.key, file.rows, manifest.shard_rows)
     begun = time.monotonic()
     with ThreadPoolExecutor(CALLS_PER_WORKER) as calls:
         flying = [calls.submit(_label_shard, worker, schemas, folder, begun, shard) for shard in shards]

@@ -119,10 +119,11 @@ def test_rows_are_drawn_from_what_passes_where_and_is_left_each_as_likely_as_any
     uris = ["../images/image-0000.jpg"] * 100
     write_manifest(tmp_path / "manifest", uris, n=list(range(100)))
     write_manifest(tmp_path / "manifest", uris, name="part-1.parquet", n=list(range(100)))
-    left = plan_left(preflight(job, write=False), None)
+    ready = preflight(job, write=False)
+    left = plan_left(ready, None)
     times: dict[tuple[str, int], int] = {}
     for count in range(1, 151):
-        drawn, total = draw(Storage(), job, left, count)
+        drawn, total = draw(Storage(), ready, left, count)
         rows = [(file.key, row) for file, of in zip(drawn.manifest.files, drawn.rows, strict=True) for row in of]
         assert total == 150
         assert len(rows) == len(set(rows)) == count
@@ -130,9 +131,8 @@ def test_rows_are_drawn_from_what_passes_where_and_is_left_each_as_likely_as_any
             times[row] = times.get(row, 0) + 1
     assert len(times) == 150 and all(row < 75 for _, row in times)
     assert min(times.values()) > 40  # of 75.5 on average, with a standard deviation of 5
-    nothing = job.model_copy(update={"where": "n > 1000"})
     with pytest.raises(ManifestError, match="no row that is left passes"):
-        draw(Storage(), nothing, plan_left(preflight(nothing, write=False), None), 3)
+        annotator.plan(job.model_copy(update={"where": "n > 1000"}), probe=3, ray=False)
 
 
 def test_embedded_pictures_kept_columns_and_bad_rows_are_probed_as_they_are(
@@ -148,6 +148,14 @@ def test_embedded_pictures_kept_columns_and_bad_rows_are_probed_as_they_are(
     report = annotator.run(job, ray=False)
     assert report.forecast is not None
     assert report.forecast.hits["bytes"].off == pytest.approx(0, abs=0.2)  # two row groups of four, not one of eight
+
+
+def test_a_probe_of_nothing_but_rows_that_are_rejected_tells_so(job: Job) -> None:
+    """The one row that is left lies where none may."""
+    annotator.run(job, ray=False)
+    write_manifest(Path(job.manifest), ["/etc/hostname"], name="part-1.parquet")
+    found = forecast(job)
+    assert (found.rows, found.probed, found.statuses) == (1, 1, {"seg": {"rejected": 1}})
 
 
 # -- nothing is left behind ------------------------------------------------------------------------
