@@ -13,7 +13,7 @@ from annotator.job import Job, WorkerRange
 BLOCKS_PER_WORKER = 32
 MOST_SHARDS = 8
 """Of a block. What Ray retries is a block, and a lost worker had four: larger ones would leave more to do at the end of
-a round, when the others have nothing left, and save next to nothing (docs/benchmarks.md, the driver)."""
+a round, when the others have nothing left, and save a third of a millisecond a shard (docs/benchmarks.md)."""
 
 
 def num_workers(job: Job, nodes: Sequence[Mapping[str, float]], *, shards: int) -> tuple[int, int]:

@@ -4,9 +4,9 @@
 
 Each worker computes in one thread, so two of them should label twice as many images a second: at least 1.8 times. They
 take turns, and a run is measured in its steady state. Where other work takes part of the cores, wall time can't show
-it. So the table says as well how many cores all processes of the job had, and images by the second of CPU that the
-workers took for the model: where these are the same for one worker and two, they do not get into each other's way, and
-the speed-up is that of the cores that they got.
+it. So the table says as well how many cores all processes of the job had, and how many seconds of CPU an image took:
+where these are the same for one worker and two, they do not get into each other's way, and the speed-up is that of the
+cores that they got. The last line says what it would be with a core for each.
 """
 
 from __future__ import annotations
@@ -52,8 +52,14 @@ def main() -> None:
     alone, both = (statistics.median(one.images_per_s for one in found) for found in runs.values())
     cores = [statistics.median(map(_cores, found)) for found in runs.values()]
     model = [statistics.median(map(_model_s, found)) for found in runs.values()]
+    cpu = [statistics.median(one.cpu_s for one in found) for found in runs.values()]
     print(f"\nspeed-up {both / alone:.2f} with {cores[1] / cores[0]:.2f} times the cores; target {TARGET}")
-    print(f"CPU of the model an image, two workers over one: {model[1] / model[0]:.2f}")
+    print(f"images a second of CPU: {1 / cpu[0]:.2f} with one worker, {1 / cpu[1]:.2f} with two")
+    print(f"speed-up with a core for each worker, by CPU: {_by(cpu):.2f}, by the model's {_by(model):.2f}")
+
+
+def _by(cpu: list[float]) -> float:
+    return 2 * cpu[0] / cpu[1]
 
 
 def _cores(run: Measured) -> float:
