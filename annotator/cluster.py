@@ -32,7 +32,7 @@ from annotator.errors import (
 )
 from annotator.job import Job
 from annotator.metrics import WorkerMetrics
-from annotator.pool import block_size, cpus_per_worker, num_workers
+from annotator.pool import block_size, cpus_per_worker, num_workers, wait_for_node
 from annotator.shards import Shard
 from annotator.stages.encode import Spool
 from annotator.summary import Summary
@@ -56,11 +56,8 @@ MAX_INIT_DEATHS = 20
 OBJECT_STORE_BYTES = 100 * 2**20
 """Enough for descriptors and summaries; Ray's floor is 75 MB."""
 
-NODE_WAIT_S = 600.0
-"""How long a round waits for a node that holds a worker, where the one before had one: spot nodes come back."""
-
 _STALLED_EXIT = 75
-_CONNECT_S, _NODE_LOOK_S = 10.0, 5.0
+_CONNECT_S = 10.0
 _CANCEL_S = 10.0
 
 
@@ -94,7 +91,7 @@ class Cluster:
             self._stack.close()
             self._stack.enter_context(ray_session(self._address))
             if self._had_nodes:
-                _wait_for_node(self._job)
+                wait_for_node(self._job, _nodes)
             self._had_nodes = True
         order = _Order(job=self._job, tasks=tasks, last_round=last_round, redo=self._redo)
         if self._local:
@@ -134,13 +131,19 @@ class _Started:
     def __init__(self, order: _Order) -> None:
         self._order = order
         self._worker: Worker | None = None
+        self._refused: InvalidInputError | None = None
         self._lock = threading.Lock()
 
     def start(self) -> Worker:
         """Return the worker. Raises what building it raises."""
         with self._lock:
-            if self._worker is None:
-                self._worker = self._order.build()
+            if self._refused is not None:
+                raise self._refused  # another try would load the models again, and meet the same
+            try:
+                self._worker = self._worker or self._order.build()
+            except InvalidInputError as err:
+                self._refused = err
+                raise
             return self._worker
 
     def __call__(self, shard: Shard) -> Summary:
@@ -229,16 +232,6 @@ def _nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _wait_for_node(job: Job) -> None:
-    """Wait until a node holds a worker, or for long enough."""
-    end = time.monotonic() + NODE_WAIT_S
-    while time.monotonic() < end:
-        with suppress(JobError):
-            num_workers(job, _nodes(), shards=1)
-            return
-        time.sleep(_NODE_LOOK_S)
 
 
 def _dataset(order: _Order, shards: Sequence[Shard], low: int, high: int) -> Dataset:

@@ -5,10 +5,15 @@ A node is what Ray says that it has: {"CPU": 8.0, "GPU": 1.0, ...}.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from annotator.errors import JobError
 from annotator.job import Job, WorkerRange
+
+NODE_WAIT_S, LOOK_S = 600.0, 5.0
+"""How long a round waits for a node where the round before had one, and how often it looks."""
 
 BLOCKS_PER_WORKER = 32
 MOST_SHARDS = 8
@@ -42,6 +47,16 @@ def num_workers(job: Job, nodes: Sequence[Mapping[str, float]], *, shards: int) 
 def _fitting(gpus: float, share: float) -> int:
     """Return the workers that the GPUs of a node hold; a share is of one GPU."""
     return int(gpus // share) if share >= 1 else int(gpus) * int(1 / share)
+
+
+def wait_for_node(job: Job, look: Callable[[], Sequence[Mapping[str, float]]]) -> None:
+    """Wait until one of the nodes that `look` finds holds a worker, or for long enough: spot nodes come back."""
+    end = time.monotonic() + NODE_WAIT_S
+    while time.monotonic() < end:
+        with suppress(JobError):
+            num_workers(job, look(), shards=1)
+            return
+        time.sleep(LOOK_S)
 
 
 def cpus_per_worker(job: Job, nodes: Sequence[Mapping[str, float]], workers: int) -> float:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from annotator import cluster
+from annotator import pool
 from annotator.errors import JobError
 from annotator.job import Job, WorkerRange, parse
-from annotator.pool import block_size, cpus_per_worker, num_workers
+from annotator.pool import block_size, cpus_per_worker, num_workers, wait_for_node
 
 CPUS: Mapping[str, float] = {"CPU": 8.0}
 
@@ -36,13 +36,11 @@ def test_a_worker_that_fits_on_no_node_is_refused_not_waited_for(settings: dict[
 def test_between_rounds_nodes_that_were_all_taken_away_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(manifest="/m", output="/o", tasks={"seg": {}}, gpus_per_worker=1)
     seen: list[list[Mapping[str, float]]] = [[CPUS], [CPUS], [CPUS, {**CPUS, "GPU": 1.0}]]
-    monkeypatch.setattr(cluster, "_nodes", lambda: seen.pop(0))
-    monkeypatch.setattr(cluster, "_NODE_LOOK_S", 0.0)
-    cluster._wait_for_node(job)
+    monkeypatch.setattr(pool, "LOOK_S", 0.0)
+    wait_for_node(job, lambda: seen.pop(0))
     assert seen == []
-    monkeypatch.setattr(cluster, "_nodes", lambda: [CPUS])
-    monkeypatch.setattr(cluster, "NODE_WAIT_S", 0.05)
-    cluster._wait_for_node(job)  # in vain: the round then says what is lacking
+    monkeypatch.setattr(pool, "NODE_WAIT_S", 0.05)
+    wait_for_node(job, lambda: [CPUS])  # in vain: the round then says what is lacking
 
 
 def test_more_than_one_gpu_is_a_whole_number() -> None:
