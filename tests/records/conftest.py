@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,10 @@ class Place:
 
     storage: Storage
     root: str
+
+    def impatient(self) -> Place:
+        """Return the same place, whose storage waits a second for a reply."""
+        return Place(replace(self.storage, timeout_s=1), self.root)
 
     def uri(self, *parts: str) -> str:
         return join(self.root, *parts)
@@ -62,4 +66,4 @@ def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setenv(name, value)
     with FaultyServer(behind.endpoint_url).running() as server:
         options = StorageOptions(endpoint_url=server.url, region="us-east-1")
-        yield server, Place(Storage(options, attempts=3, timeout_s=2), make_bucket(behind))
+        yield server, Place(Storage(options, attempts=3, timeout_s=20), make_bucket(behind))

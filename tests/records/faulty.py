@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 from urllib.parse import urlsplit
 
 ERRORS = {  # fault -> status, S3 error code
@@ -97,8 +99,11 @@ class FaultyServer:
                     super().handle()
 
             def _serve(self) -> None:
-                fault = outer.choose(self.command, self.path)
                 size = int(self.headers.get("Content-Length", 0))
+                if size and not cast(io.BufferedReader, self.rfile).peek(1):  # the client went, and may ask anew
+                    self.close_connection = True
+                    return
+                fault = outer.choose(self.command, self.path)
                 if fault in ("reset", "kill_half") or outer._is_away:
                     self.rfile.read(size // 2)
                     self.close_connection = True
@@ -106,6 +111,9 @@ class FaultyServer:
                         outer.kill()
                     return
                 body = self.rfile.read(size)
+                if len(body) < size:  # the client went amid it
+                    self.close_connection = True
+                    return
                 outer.requests.append((self.command, self.path, len(body)))
                 if fault == "hang":
                     time.sleep(outer.hang_s)

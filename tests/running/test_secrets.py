@@ -140,12 +140,8 @@ def ray_head(planted: dict[str, str]) -> Iterator[RayHead]:
     try:
         yield RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", folder)
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+        os.killpg(head.pid, signal.SIGKILL)  # asked to end, `--block` waits for services that are gone already
+        head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
