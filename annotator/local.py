@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import io
 import os
 import shutil
 import stat
@@ -48,6 +50,15 @@ def read_plain(path: str, start: int, length: int | None) -> bytes:
     with os.fdopen(open_plain(path), "rb") as file:
         file.seek(start)
         return file.read(-1 if length is None else length)
+
+
+def md5(source: Path | bytes) -> bytes:
+    """Return the MD5 digest of bytes or of a file."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as body:
+        while part := body.read(2**20):
+            digest.update(part)
+    return digest.digest()
 
 
 def scan(path: str) -> list[tuple[str, bool, os.stat_result]]:

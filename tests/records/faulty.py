@@ -31,6 +31,7 @@ class FaultyServer:
 
     lost    the request is done, the reply never sent         reset   the connection ends amid the request
     short   half the reply's body is sent                     hang    no reply for `hang_s`
+    cut     half the request's body is passed on as if it were all; "empty": nothing of it
     kill_half, kill_before, kill_after    `kill()` is called when half the request has come, when all of it has, when
                                           it is done; no reply is sent
     """
@@ -128,6 +129,8 @@ class FaultyServer:
                     text = f"<Error><Code>{code}</Code><Message>asked for by the test</Message></Error>"
                     self._reply(status, {"Content-Type": "application/xml"}, text.encode())
                     return
+                if fault in ("cut", "empty"):
+                    body = body[: len(body) // 2] if fault == "cut" else b""
                 status, headers, data = outer._forward(self.command, self.path, dict(self.headers), body)
                 if fault in ("lost", "kill_after"):
                     self.close_connection = True

@@ -59,6 +59,16 @@ def test_faults_on_a_reused_connection_send_no_short_body(faulty: Faulty, spool:
     assert {size for method, _, size in server.requests[1:] if method == "PUT"} == {700_000}
 
 
+@pytest.mark.parametrize("faulty", ["rgw"], indirect=True)  # moto compares no digest
+@pytest.mark.parametrize("fault", ["cut", "empty"])
+def test_a_middleman_that_loses_a_part_can_not_make_a_commit_short(faulty: Faulty, spool: Path, fault: str) -> None:
+    """A worker that dies amid a PUT may leave half of it with a proxy, which passes on what it has."""
+    server, place = faulty
+    server.faults = [fault, fault]
+    assert place.create(spool, "labels", "a.parquet") is True
+    assert place.storage.read(place.uri("labels/a.parquet")) == spool.read_bytes()
+
+
 @on_both
 def test_a_commit_is_one_put(faulty: Faulty, spool: Path) -> None:
     server, place = faulty
