@@ -3,6 +3,9 @@
 Why our own writer (2026-11): one filter for all rows through numpy and isal's deflate takes a quarter of the
 CPU of OpenCV's or Pillow's, at the size of zlib level 1, and any reader opens the result.
 
+isal's bytes depend on the processor's kind, and once in some ten thousand files, for a reason not found, on nothing
+that we know: the same pixels and size, another Huffman table (2026-11). So `same_bytes` has zlib do it instead.
+
 Policy (reference/io.md, part 4): filter UP and level 1 for every kind. On class ids, 16-bit depth and normals
 alike that is within 2 % of the smallest of NONE, SUB and UP, and often far below NONE; levels 2 and 3 gain 1 %.
 """
@@ -10,7 +13,8 @@ alike that is within 2 % of the smallest of NONE, SUB and UP, and often far belo
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -20,6 +24,14 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE = 0, 2, 3  # colour types: PNG specification 11.2.2
 _UP = 2  # filter type: PNG specification 9.2
 _LEVEL = 1
+
+_compress: Callable[[np.ndarray, int], bytes] = isal_zlib.compress
+
+
+def same_bytes(wanted: bool) -> None:
+    """Have `encode` give the same bytes for the same array at all times, in this process, at some cost in CPU."""
+    global _compress
+    _compress = zlib.compress if wanted else isal_zlib.compress
 
 
 def encode(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
@@ -39,7 +51,7 @@ def encode(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
         colour, extra = _PALETTE, _chunk(b"PLTE", np.ascontiguousarray(palette, np.uint8).tobytes())
     height, width = array.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, array.itemsize * 8, colour, 0, 0, 0)
-    body = isal_zlib.compress(_filtered(array), _LEVEL)
+    body = _compress(_filtered(array), _LEVEL)
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), extra, _chunk(b"IDAT", body), _chunk(b"IEND", b"")))
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from annotator import png
 from annotator.envelope import Row, Status
 from annotator.errors import (
     ImageError,
@@ -88,6 +89,7 @@ class Worker:
         self._names = tasks or tuple(job.tasks)
         self._tasks = open_tasks(job, self._storage, self._names)
         self._spool = Spool(job.spool_dir)  # before the models: where it can't be, nothing need be loaded
+        png.same_bytes(job.deterministic)
         device = choose_device(job)
         build = partial(build_networks, job, self._tasks, device)
         try:

@@ -11,7 +11,7 @@ from annotator.mannequin.background import background, hide
 from annotator.mannequin.body import Solid
 from annotator.mannequin.looks import pattern_mask
 from annotator.mannequin.scene import Scene, View
-from annotator.mannequin.shapes import NOTHING
+from annotator.mannequin.shapes import BOUNDS_MARGIN, NOTHING
 
 _HIDDEN, _SEEN = 1, 2  # COCO's visibility flags; 0 is outside the picture
 _TO_LABEL = np.array([1, -1, -1], np.float32)  # the camera's axes to those of tasks/normal.py
@@ -81,7 +81,7 @@ def _trace(solids: list[Solid], view: View) -> _Hits:
     solid_YX = np.full(view.size_hw, -1, np.int16)
     for i, solid in enumerate(solids):
         low, high = solid.shape.bounds()
-        margin = 0.1 * (high - low)  # bounds are right to second order only
+        margin = BOUNDS_MARGIN * (high - low)
         corners = view.to_pixels(np.array([low - margin, high + margin]))
         x1, y1 = np.clip(np.floor(corners[0]), 0, view.size_hw[::-1]).astype(int)
         x2, y2 = np.clip(np.ceil(corners[1]) + 1, 0, view.size_hw[::-1]).astype(int)

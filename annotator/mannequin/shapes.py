@@ -13,6 +13,9 @@ import numpy as np
 NOTHING = np.float32(np.inf)
 """The depth where a ray meets nothing."""
 
+BOUNDS_MARGIN = 0.25
+"""What a shape may cover beyond its `bounds`, as a part of their size."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ellipsoid:

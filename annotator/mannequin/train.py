@@ -183,10 +183,15 @@ def _log(path: Path, record: dict[str, Any]) -> None:
 
 
 def export(folder: Path, out: Path) -> list[Path]:
-    """Write a checkpoint file for the detector and each task, from its own stage or else from the shared one."""
+    """Write a checkpoint file for the detector and each task, from its own stage or else from the shared one.
+
+    None is written for a task that has neither.
+    """
     written = []
     for task in TASKS:
         alone = (folder / f"{task}.pt").exists()
+        if not alone and not (folder / "shared.pt").exists():
+            continue
         state = _average(folder, task if alone else "shared")
         config = nano(task)
         if not alone:

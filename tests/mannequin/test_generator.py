@@ -17,7 +17,7 @@ from annotator.mannequin.body import CLASS_ID, KEYPOINTS, PARTS
 from annotator.mannequin.render import Picture, render
 from annotator.mannequin.samples import Sample, crop_sample, crop_view, training_rng, whole_sample
 from annotator.mannequin.scene import Scene, View, natural_size, sample_scene, whole_view
-from annotator.mannequin.shapes import Capsule, Ellipsoid, Shape
+from annotator.mannequin.shapes import BOUNDS_MARGIN, Capsule, Ellipsoid, Shape
 from annotator.mannequin.skeleton import LIMITS, Pose, make_skeleton, sample_bones, sample_pose
 
 SEEDS = range(6)
@@ -79,7 +79,7 @@ def test_bounds_hold_what_a_shape_covers(seed: int) -> None:
     if not len(rows):
         return
     low, high = shape.bounds()
-    margin = 0.1 * (high - low) + 0.006
+    margin = BOUNDS_MARGIN * (high - low) + 0.006
     assert x_X[columns.min()] >= low[0] - margin[0] and x_X[columns.max()] <= high[0] + margin[0]
     assert y_Y[rows.min()] >= low[1] - margin[1] and y_Y[rows.max()] <= high[1] + margin[1]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -112,10 +111,10 @@ def test_faults_that_stay_are_given_up_in_bounded_time(faulty: Faulty, monkeypat
         place.storage.read(place.uri("x"))
     assert len(server.requests) == 3  # nobody below us tries on its own
     server.faults, server.hang_s = ["hang"] * 50, 1.5
-    start = time.monotonic()
+    server.requests.clear()
     with pytest.raises(TransientStorageError):
         place.impatient().storage.exists(place.uri("x"))
-    assert time.monotonic() - start < 3 * 1 + 3
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_killed_driver_goes_on_and_readers_never_see_half_a_file(tmp_path: Pat
         driver.wait()
         wait_until(lambda workers=workers: not any(w.is_running() and w.status() != "zombie" for w in workers))  # type: ignore[misc]
     assert 30 <= num_files(job) < 120
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     reader.stop()
     assert reader.problems == []
@@ -164,6 +164,7 @@ class Reader:
         return [(str(r["shard"]), int(str(r["row"]))) for r in rows]
 
 
+@pytest.mark.timeout(600, method="thread")  # six workers die, and others start in their place
 def test_a_picture_that_kills_its_decoder_costs_its_own_row_only(
     tmp_path: Path, tiny_checkpoints: dict[str, Path]
 ) -> None:
@@ -192,7 +193,7 @@ def test_a_picture_that_kills_its_decoder_costs_its_own_row_only(
     path = write_job(job, tmp_path)
     command = [sys.executable, "-m", "annotator.cli", "run", str(path), "--quiet", "--json"]
     environment = os.environ | {"PYTHONPATH": str(hook)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr
     rows = table(job.output, "seg").to_pylist()
     assert {r["uri"].rsplit("/", 1)[1]: r["error_class"] for r in rows if r["status"] != "ok"} == {
