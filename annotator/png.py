@@ -25,7 +25,7 @@ _GRAY, _RGB, _PALETTE = 0, 2, 3  # colour types: PNG specification 11.2.2
 _UP = 2  # filter type: PNG specification 9.2
 _LEVEL = 1
 
-_compress: Callable[[np.ndarray, int], bytes] = isal_zlib.compress
+_compress: Callable[[memoryview, int], bytes] = isal_zlib.compress
 
 
 def same_bytes(wanted: bool) -> None:
@@ -51,7 +51,7 @@ def encode(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
         colour, extra = _PALETTE, _chunk(b"PLTE", np.ascontiguousarray(palette, np.uint8).tobytes())
     height, width = array.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, array.itemsize * 8, colour, 0, 0, 0)
-    body = _compress(_filtered(array), _LEVEL)
+    body = _compress(_filtered(array).data, _LEVEL)
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), extra, _chunk(b"IDAT", body), _chunk(b"IEND", b"")))
 
 
