@@ -44,7 +44,7 @@ def test_where_bytes_must_not_vary_zlib_writes_them(array: np.ndarray) -> None:
     finally:
         png.same_bytes(False)
     np.testing.assert_array_equal(png.decode(data), array)
-    assert data[33 + 8 : -12 - 4] == zlib.compress(png._filtered(array).data, 1)  # behind signature and header, before IEND
+    assert data[33 + 8 : -12 - 4] == zlib.compress(png._filtered(array).data, 1)  # between header and end
 
 
 @given(arrays())
