@@ -34,7 +34,7 @@ _MIN_BUDGET_ROWS = 1000
 
 def new_run_id() -> str:
     """Return a run id that sorts by time and that two drivers never share."""
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(3)}"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -106,4 +106,4 @@ def test_summaries_survive_the_hop_through_ray(first: int, rows: int) -> None:
 def test_run_ids_sort_by_time_and_differ() -> None:
     ids = [new_run_id() for _ in range(50)]
     assert len(set(ids)) == 50
-    assert sorted(i[:16] for i in ids) == [i[:16] for i in ids]
+    assert sorted(i[:23] for i in ids) == [i[:23] for i in ids]
