@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from annotator.cluster import ray_session
 from annotator.errors import AnnotatorError, IncompleteRunError
 from annotator.job import Job
 from annotator.machine import Machine, examine, probe_uri
 from annotator.manifest import first_uris, pin_manifest
 from annotator.manifest_check import Finding
+from annotator.session import ray_session
 from annotator.storage import Storage, normalize
 from annotator.submit import cancel_job, job_logs, start, wait_for_job
 

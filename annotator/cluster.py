@@ -6,19 +6,16 @@ ever in the object store (why: docs/design.md; measured on Ray 2.60).
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import socket
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -33,8 +30,8 @@ from annotator.errors import (
 from annotator.job import Job
 from annotator.metrics import WorkerMetrics
 from annotator.pool import block_size, cpus_per_worker, num_workers, wait_for_node
+from annotator.session import ray_session
 from annotator.shards import Shard
-from annotator.stages.encode import Spool
 from annotator.summary import Summary
 
 if TYPE_CHECKING:
@@ -50,14 +47,7 @@ CALLS_PER_WORKER = 2
 MAX_TASK_RETRIES = 2
 """How often Ray hands a block of shards to another worker when one dies; the next round comes after that."""
 
-MAX_INIT_DEATHS = 20
-"""Workers that may die in a row while they start: spot nodes do."""
-
-OBJECT_STORE_BYTES = 100 * 2**20
-"""Enough for descriptors and summaries; Ray's floor is 75 MB."""
-
 _STALLED_EXIT = 75
-_CONNECT_S = 10.0
 _CANCEL_S = 10.0
 
 
@@ -89,7 +79,7 @@ class Cluster:
         if not self._local:
             # A session a round: a worker that Ray restarts while a round ends stays, and holds its CPUs for ever.
             self._stack.close()
-            self._stack.enter_context(ray_session(self._address))
+            self._stack.enter_context(ray_session(self._address, on_cpu=not self._job.gpus_per_worker))
             if self._had_nodes:
                 wait_for_node(self._job, _nodes)
             self._had_nodes = True
@@ -106,7 +96,7 @@ class Cluster:
         """
         if self._local:
             return call(), 1
-        self._stack.enter_context(ray_session(self._address))
+        self._stack.enter_context(ray_session(self._address, on_cpu=not self._job.gpus_per_worker))
         return _once_on_ray(self._job, call, shards)
 
 
@@ -284,109 +274,3 @@ class _RayWorker:
 
     def __del__(self) -> None:
         self._worker.close()  # Ray lets a worker go by forgetting it
-
-
-@contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one here that is gone afterwards.
-
-    Ray's threads print of dead workers until they end; what is printed meanwhile goes to standard error, for standard
-    output is for results.
-    """
-    with redirect_stdout(sys.stderr), _session(address):
-        yield
-
-
-@contextmanager
-def _session(address: str | None) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side complains of what Ray Data does
-    if address is None:
-        # Ray 2.60 turns token auth on by itself and then disagrees with itself (reference/ray.md section 0)
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-    else:
-        _check_reach(address)
-    import ray
-    import ray.data
-
-    for name in ("ray", "ray.data"):  # after the import, which sets levels of its own
-        logging.getLogger(name).setLevel(logging.ERROR)
-    folder = Spool(prefix="ann-") if address is None else None  # short: socket paths have 107 bytes
-    kwargs: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
-    if folder is not None:
-        kwargs |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "_temp_dir": str(folder.path),
-            "_node_ip_address": "127.0.0.1",
-        }
-    started = not ray.is_initialized()
-    try:
-        if started:
-            with warnings.catch_warnings(), _hushed():
-                warnings.simplefilter("ignore", FutureWarning)  # of Ray's own coming defaults
-                try:
-                    with _own_sigterm():
-                        ray.init(**kwargs)
-                except (ConnectionError, RuntimeError) as err:
-                    text = " ".join(str(err).split())[:300]
-                    raise JobError(f"Ray at {address or 'this machine'}: {text}") from err
-        _configure()
-        yield
-    finally:
-        if started:
-            ray.shutdown()
-        if folder is not None:
-            folder.close()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM that somebody set: Ray's own ends the process before a run can say how it ended."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _check_reach(address: str) -> None:
-    """Refuse an address where nothing listens; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return  # "auto", or a name that Ray resolves
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except OSError as err:
-        raise JobError(
-            f"--address {address}: no Ray cluster answers ({err}); start one, or leave --address out"
-        ) from None
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what Ray's C++ side writes to standard error while it starts from the user's terminal."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def _configure() -> None:
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.target_max_block_size = 1  # summaries stream back one by one
-    context.max_errored_blocks = -1  # a dead block is planned again; it must not end the run
-    context.max_consecutive_actor_init_deaths = MAX_INIT_DEATHS
-    context.execution_no_progress_timeout_s = -1  # a shard may take long; the worker watches itself
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False

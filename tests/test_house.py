@@ -22,7 +22,7 @@ PACKAGE = ROOT / "annotator"
 # In `annotator.`; a package holds all that is in it.
 FLOORS = {
     6: "__init__ cli show schemas submit checkup machine wheel",
-    5: "pipeline retrying rounds preflight probing cluster pool metrics logs report pace watch bench mannequin",
+    5: "pipeline retrying rounds preflight probing cluster session pool metrics logs report pace watch bench mannequin",
     4: "worker summary stages labels",
     3: "tasks dense people fingerprint",
     2: "models manifest manifest_build manifest_check manifest_rows manifest_sample footer where forecast planning "
@@ -31,7 +31,7 @@ FLOORS = {
 }
 
 FENCES = {
-    "ray": ["annotator.pipeline", "annotator.cluster", "annotator.submit", "annotator.checkup",
+    "ray": ["annotator.pipeline", "annotator.cluster", "annotator.session", "annotator.submit", "annotator.checkup",
             "annotator.metrics", "annotator.bench"],
     "torch": ["annotator.models", "annotator.tasks", "annotator.stages.device", "annotator.stages.networks",
               "annotator.stages.trial", "annotator.stages.memory",

@@ -1,6 +1,7 @@
 """How much of a model's speed is left when everything else is added: the bare loop, the worker, the whole job.
 
-All three run on the same device, one after the other, each in a process of its own. Efficiency is the speed of
+All three run on the same device, one after the other, each in a process of its own; the bare loop before and after the
+others, so that a machine which slows down or speeds up on the way favours neither. Efficiency is the speed of
 the whole job over that of the bare loop. A null model costs nothing, so what is left is the engine's own limit.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from annotator.bench.phases import Bare, Kind, Measured, measure_bare, measure_job
+from annotator.bench.phases import Bare, Kind, Measured, mean, measure_bare, measure_job
 from annotator.bench.setup import Setup, make_job
 
 STAGES = ("fetch", "decode", "prepare", "forward", "post-process", "copy", "encode", "commit", "other")
@@ -107,15 +108,17 @@ def bench_engine(setup: Setup, *, ray: bool = True, folder: Path | None = None) 
     with tempfile.TemporaryDirectory(prefix="annotator-bench-", dir=folder) as name:
         job = make_job(Path(name), setup)
         kinds: tuple[Kind, ...] = ("worker", "ray" if ray else "no-ray")
-        bare = None if setup.model == "null" else measure_bare(_fresh(job, "bare"))
+        has_model = setup.model != "null"
+        before = measure_bare(_fresh(job, "bare")) if has_model else None
         runs = {kind: measure_job(kind, _fresh(job, kind)) for kind in kinds}
+        after = measure_bare(_fresh(job, "bare")) if has_model else None
     return EngineBench(
         model=setup.model,
         tasks=setup.tasks,
         image_wh=setup.image_wh,
         images=setup.images,
         machine=machine(),
-        bare=bare,
+        bare=mean(before, after) if before and after else None,
         runs=runs,
     )
 

@@ -18,14 +18,17 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from annotator.cluster import CALLS_PER_WORKER
 from annotator.errors import AnnotatorError, JobError
 from annotator.job import Job
 from annotator.planning import Plan
+from annotator.preflight import has_gpu
 from annotator.report import Report, Reporter
+from annotator.session import KEEP_FREED
 from annotator.watch import Silent
 
 Kind = Literal["bare", "worker", "ray", "no-ray"]
@@ -76,6 +79,16 @@ def measure_bare(job: Job) -> Bare:
     return Bare(**_in_own_process("bare", job))
 
 
+def mean(one: Bare, other: Bare) -> Bare:
+    """Return the mean speed of two measurements of one loop, and the larger of their peaks."""
+    return replace(
+        one,
+        seconds={name: (seconds + other.seconds[name]) / 2 for name, seconds in one.seconds.items()},
+        peak_host_bytes=max(one.peak_host_bytes, other.peak_host_bytes),
+        peak_device_bytes=max(one.peak_device_bytes, other.peak_device_bytes),
+    )
+
+
 def measure_job(kind: Kind, job: Job) -> Measured:
     """Return how a worker or a whole job did, from a process of its own."""
     return Measured(**_in_own_process(kind, job))
@@ -83,8 +96,9 @@ def measure_job(kind: Kind, job: Job) -> Measured:
 
 def _in_own_process(kind: Kind, job: Job) -> dict[str, Any]:
     order = json.dumps({"kind": kind, "job": job.model_dump(mode="json")})
+    command, env = [sys.executable, "-m", "annotator.bench.phases"], {} if has_gpu() else KEEP_FREED
     done = subprocess.run(
-        [sys.executable, "-m", "annotator.bench.phases"], input=order, stdout=subprocess.PIPE, text=True, check=False
+        command, input=order, stdout=subprocess.PIPE, text=True, check=False, env={**env, **os.environ}
     )
     last = done.stdout.strip().rpartition("\n")[2]
     reply = json.loads(last) if last.startswith("{") else {"error": f"its process ended with code {done.returncode}"}
@@ -173,7 +187,6 @@ def _bare(job: Job) -> Bare:
 
 
 def _worker(job: Job) -> Measured:
-    from annotator.cluster import CALLS_PER_WORKER
     from annotator.pipeline import plan_left
     from annotator.preflight import preflight
     from annotator.storage import Storage
@@ -192,7 +205,6 @@ def _worker(job: Job) -> Measured:
 
 
 def _job(job: Job, *, ray: bool) -> Measured:
-    from annotator.cluster import CALLS_PER_WORKER
     from annotator.pipeline import run
 
     snapshots = Snapshots()

@@ -34,7 +34,7 @@ DEMO_IMAGES, BARE_IMAGES = 64, 512
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2048, help="for the null models")
-    parser.add_argument("--model-images", type=int, default=48, help="for the models that take time")
+    parser.add_argument("--model-images", type=int, default=96, help="for the models that take time")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--part", choices=["efficiency", "null"])
     parser.add_argument("--no-ray", action="store_true", help="the whole job in one process")
@@ -54,7 +54,7 @@ def efficiency(images: int, repeats: int, *, ray: bool) -> bool:
         checkpoints={},
         images=images,
         image_wh=MODEL_IMAGE_WH,
-        settings={"shard_rows": 3, "workers": 1},
+        settings={"shard_rows": 8, "workers": 1},
     )
     found = []
     for _ in range(repeats):

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from annotator import cluster
+from annotator import cluster, session
 from annotator.errors import JobError
 from annotator.job import Job, WorkerRange
 from annotator.shards import Shard, cut
@@ -230,9 +230,9 @@ def test_what_a_worker_can_not_be_started_with_ends_the_run_in_its_own_words(nod
 def test_no_time_out_of_ray_ends_a_slow_start_or_a_long_shard() -> None:
     from ray.data import DataContext
 
-    cluster._configure()
+    session._configure()
     context = DataContext.get_current()
     assert context.wait_for_min_actors_s <= 0
     assert context.execution_no_progress_timeout_s == -1
-    assert context.max_consecutive_actor_init_deaths == cluster.MAX_INIT_DEATHS
+    assert context.max_consecutive_actor_init_deaths == session.MAX_INIT_DEATHS
     assert context.max_errored_blocks == -1

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 import annotator
@@ -213,3 +217,29 @@ def test_on_ray_the_probe_runs_as_one_of_the_workers_and_our_errors_come_back(jo
     assert files_below(job.output) == {"_annotator/forecast.json"}
     assert not ray.is_initialized()
     assert json.loads((Path(job.output) / "_annotator" / "forecast.json").read_text())["probed"] == 6
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_on_ray_a_process_that_computes_on_the_cpu_keeps_the_memory_of_large_tensors(job: Job) -> None:
+    """Page by page from the system, each time anew, it would take as long as the forward pass."""
+    with Cluster(job) as cluster:
+        faults, _ = cluster.once(faults_of_large_tensors, shards=1)
+    assert faults < 50_000  # anew, four of 100 MB are 100,000 pages
+
+
+def faults_of_large_tensors() -> int:
+    """Return how many pages a thread has to ask for when it makes five tensors in turn, the first not counted."""
+
+    def make(count: int) -> None:
+        for _ in range(count):
+            torch.ones(25_000_000)
+
+    def measure() -> int:
+        make(1)
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        make(4)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(measure).result()
