@@ -130,6 +130,12 @@ def zero_background(stored: np.ndarray, options: BackgroundOptions, needed: Mapp
     return stored * (person_YX if stored.ndim == 2 else person_YX[..., None])
 
 
+def is_finite(output_CHW: Tensor) -> Tensor:
+    """Return whether the network's output holds no NaN and no infinity, () bool, in one pass and where it lies."""
+    low, high = output_CHW.aminmax()  # NaN if there is one
+    return low.isfinite() & high.isfinite()
+
+
 def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     """Raise ImageError `failed`, `not_finite` when the network's output held NaN or infinity.
 

@@ -19,6 +19,7 @@ from annotator.dense import (
     each,
     infer,
     inputs,
+    is_finite,
     map_columns,
     needs,
     single,
@@ -100,7 +101,7 @@ def decode(output_CHW: Tensor, geometry: Geometry, options: NormalOptions) -> di
     dtype = torch.uint8 if options.bits == 8 else torch.uint16
     return {
         "normal": stored_CYX.permute(1, 2, 0).to(dtype, memory_format=torch.contiguous_format),
-        "finite": torch.isfinite(output_CHW).all(),
+        "finite": is_finite(output_CHW),
     }
 
 

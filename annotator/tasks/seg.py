@@ -20,6 +20,7 @@ from annotator.dense import (
     each,
     infer,
     inputs,
+    is_finite,
     map_columns,
     needs,
     single,
@@ -158,7 +159,7 @@ def decode(output_CHW: Tensor, geometry: Geometry, options: DenseOptions) -> dic
         "mask": ids_YX,
         "class_pixels": _count(ids_YX, channels).to(torch.int32),
         "confidence": torch.where(person_YX, 1 / total_YX, 0).sum() / person_YX.sum(),
-        "finite": torch.isfinite(output_CHW).all(),
+        "finite": is_finite(output_CHW),
     }
 
 
