@@ -18,8 +18,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 FAST := not ray and not s3 and not slow and not notebook and not gpu
-# Whole jobs, hostile corpora and the commands of the docs take minutes: `make test` has them.
-LONG := tests/running tests/faults tests/hostile tests/test_docs_run.py
+# Whole jobs, whole outputs, hostile corpora and the commands of the docs take minutes: `make test` has them.
+LONG := tests/running tests/faults tests/hostile tests/labels tests/test_docs_run.py
 # A file each at a time. `make test` has one process more than cores: much of its time is waiting, for Ray and servers.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 

@@ -13,6 +13,8 @@ import annotator
 from annotator import wheel
 from annotator.wheel import build_wheel, package_digest, package_files
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_same_code_gives_the_same_bytes_under_the_same_name(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()

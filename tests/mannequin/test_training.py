@@ -14,6 +14,8 @@ from annotator.mannequin.networks import DETECTOR, INPUT_HW, TASKS, nano
 from annotator.mannequin.train import Schedule, export, learning_rate
 from annotator.models import inspect_checkpoint, load_detector, load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from annotator.models.formats import detect_format, read_weights
 from annotator.models.model import Model
 from tests.models.support import GOLDENS, noise, run, save_pth, tiny, tiny_state
 
+pytestmark = pytest.mark.slow
+
 TOLD: dict[str, Any] = {"num_heads": 2, "patch_padding": 0}
 
 

@@ -24,6 +24,8 @@ from tests.running.make import make_job, write_manifest
 from tests.worker.support import label_rows
 from tests.worker.web import Server, give
 
+pytestmark = pytest.mark.slow
+
 BOTH = ("http", "https")
 LIMITS = Limits(attempts=2, fetch_timeout_s=2.0)
 

@@ -16,6 +16,17 @@ from tests.running.make import is_whole, make_job, write_manifest
 from tests.worker.support import label_all, rows_by_name
 
 
+def absent(number: int) -> str:
+    return f"absent-{number:03d}.png"
+
+
+def job_of_absent(folder: Path, checkpoints: dict[str, Path], rows: int) -> annotator.Job:
+    """Return a job of one shard, of images that are not there."""
+    job = make_job(folder, checkpoints, count=0, tasks=("seg",), shard_rows=64)
+    write_manifest(folder / "manifest", [absent(i) for i in range(rows)])
+    return job
+
+
 @pytest.mark.parametrize(
     ("rows", "num_faults", "lone"),
     [
@@ -38,13 +49,33 @@ def test_few_of_a_shard_are_told_from_trouble_of_storage_and_neither_is_committe
     faults: dict[str, StorageError],
 ) -> None:
     """Wherever among its images they are."""
-    job = make_job(tmp_path, tiny_checkpoints, count=0, tasks=("seg",), shard_rows=64)
-    write_manifest(tmp_path / "manifest", [f"absent-{i:03d}.png" for i in range(rows)])
-    for i in range(num_faults):
-        faults[f"absent-{(7 * i + first) % rows:03d}.png"] = TransientStorageError("timed out")
-    (summary,) = label_all(job)
+    faults |= {absent((7 * i + first) % rows): TransientStorageError("timed out") for i in range(num_faults)}
+    (summary,) = label_all(job_of_absent(tmp_path, tiny_checkpoints, rows))
     assert (summary.done, summary.created, summary.passing, summary.lone) == (False, (), True, lone)
     assert "fetch_timeout: timed out" in str(summary.deferred)
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_faults", "done"),
+    [
+        (5, 2, True),  # max(2, 5 %) of 5 rows is 2
+        (5, 3, False),
+        (60, 3, True),  # and of 60 rows 3
+        (60, 4, False),
+    ],
+)
+def test_the_last_round_forgives_two_stragglers_or_five_percent(
+    rows: int,
+    num_faults: int,
+    done: bool,
+    tmp_path: Path,
+    tiny_checkpoints: dict[str, Path],
+    faults: dict[str, StorageError],
+) -> None:
+    faults |= {absent(7 * i % rows): TransientStorageError("timed out") for i in range(num_faults)}
+    (summary,) = label_all(job_of_absent(tmp_path, tiny_checkpoints, rows), last_round=True)
+    assert summary.done is done
+    assert summary.errors == ({"fetch_timeout": num_faults, "not_found": rows - num_faults} if done else {})
 
 
 def test_what_is_no_fault_of_storage_is_not_waited_for(

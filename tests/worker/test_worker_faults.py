@@ -37,6 +37,8 @@ from tests.worker.support import (
     working,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_passing_fault_puts_its_shard_off_and_no_other(
     tmp_path: Path, tiny_checkpoints: dict[str, Path], faults: dict[str, StorageError]
@@ -61,32 +63,6 @@ def test_a_lone_straggler_becomes_a_row_in_the_last_round(
     assert summary.statuses == {"seg": {"ok": 3, "unreadable": 1}}
     row = rows_by_name(job)["image-0002.jpg"]
     assert (row["error_class"], "after 4 attempts" in row["error"]) == ("fetch_timeout", True)
-
-
-@pytest.mark.parametrize(
-    ("rows", "num_faults", "done"),
-    [
-        (5, 2, True),  # max(2, 5 %) of 5 rows is 2
-        (5, 3, False),
-        (60, 3, True),  # and of 60 rows 3
-        (60, 4, False),
-    ],
-)
-def test_the_last_round_forgives_two_stragglers_or_five_percent(
-    rows: int,
-    num_faults: int,
-    done: bool,
-    tmp_path: Path,
-    tiny_checkpoints: dict[str, Path],
-    faults: dict[str, StorageError],
-) -> None:
-    job = make_job(tmp_path, tiny_checkpoints, count=0, tasks=("seg",), shard_rows=64)
-    write_manifest(tmp_path / "manifest", [f"absent-{i:03d}.png" for i in range(rows)])
-    for i in range(num_faults):
-        faults[f"absent-{7 * i % rows:03d}.png"] = TransientStorageError("timed out")
-    (summary,) = label_all(job, last_round=True)
-    assert summary.done is done
-    assert summary.errors == ({"fetch_timeout": num_faults, "not_found": rows - num_faults} if done else {})
 
 
 def test_wrong_credentials_end_the_run_and_say_so(
