@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
@@ -179,14 +179,28 @@ def _label_on_ray(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
 
     low, high = _workers_here(order.job, len(shards))
     try:
-        for row in _dataset(order, shards, low, high).iter_rows():
-            summary = Summary.from_json(row["summary"])
-            if summary.refused:
-                raise JobError(str(summary.deferred))
-            yield summary
+        with closing(_texts(_dataset(order, shards, low, high))) as texts:
+            for text in texts:
+                summary = Summary.from_json(text)
+                if summary.refused:
+                    raise JobError(str(summary.deferred))
+                yield summary
     except RayError as err:
         text = " ".join(str(err).split())[:400]
         raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
+
+
+def _texts(dataset: Dataset) -> Generator[str, None, None]:
+    """Yield summaries as they come, as JSON; closing it ends all of Ray Data's threads.
+
+    Those of its `iter_rows` may outlive the loop, and one that then touches Ray, whose session has ended, ends the
+    process (exit code 1, without a word; Ray 2.60).
+    """
+    import ray
+
+    for bundle in dataset.iter_internal_ref_bundles():
+        for block in bundle.block_refs:
+            yield from ray.get(block)["summary"].to_pylist()
 
 
 def _once_on_ray(job: Job, call: Callable[[], T], shards: int) -> tuple[T, int]:

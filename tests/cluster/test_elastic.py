@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -225,6 +226,17 @@ def test_what_a_worker_can_not_be_started_with_ends_the_run_in_its_own_words(nod
     with pytest.raises(JobError, match=r"^the GPU's memory does not hold it; change this$"):
         list(run.label(nodes, 24))
     assert len(run.notes("building")) == 1
+
+
+def test_a_round_that_ends_early_leaves_no_thread_of_ray_data_behind(nodes: Nodes, tmp_path: Path) -> None:
+    """One that goes on while the session ends may abort the process."""
+    run = make_run(tmp_path, workers=1, gpus_per_worker=0, batch_size=TOO_LARGE)
+    with pytest.raises(JobError) as caught:
+        list(run.label(nodes, 24))
+    assert caught.tb is not None  # it holds what the round held
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {"Prefetcher", "iter_threaded"}
+    assert not any(name.startswith("StreamingExecutor") for name in names)
 
 
 def test_no_time_out_of_ray_ends_a_slow_start_or_a_long_shard() -> None:
