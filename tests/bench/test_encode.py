@@ -85,9 +85,9 @@ def test_the_maps_of_an_image_are_hardly_larger_than_opencv_makes_them(maps: dic
 
 
 def test_the_bench_measures_both_encoders() -> None:
-    result = bench_encode(repeats=1)
+    result = bench_encode(repeats=5)  # the median: one alone is what the machine makes of it
     assert result.exact
-    assert result.time_ratio > 0
+    assert 0 < result.time_ratio < 1
     assert json.loads(json.dumps(result.to_dict()))["bytes_ratio"] == result.bytes_ratio
     assert "OpenCV" in result.table()
 
