@@ -96,7 +96,8 @@ def measure_job(kind: Kind, job: Job) -> Measured:
 
 def _in_own_process(kind: Kind, job: Job) -> dict[str, Any]:
     order = json.dumps({"kind": kind, "job": job.model_dump(mode="json")})
-    command, env = [sys.executable, "-m", "annotator.bench.phases"], {} if has_gpu() else KEEP_FREED
+    command = [sys.executable, "-m", "annotator.bench.phases"]
+    env = KEEP_FREED if job.gpus_per_worker == 0 or not has_gpu() else {}  # as a run starts its workers
     done = subprocess.run(
         command, input=order, stdout=subprocess.PIPE, text=True, check=False, env={**env, **os.environ}
     )

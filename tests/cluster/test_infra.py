@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from annotator.metrics import COUNTERS, GAUGES
+from annotator.session import KEEP_FREED
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
@@ -192,3 +193,12 @@ def test_every_metric_and_label_is_in_the_reference() -> None:
     for name, (_, labels) in {**COUNTERS, **GAUGES}.items():
         (row,) = re.findall(rf"^\| `{name}` \| ([^|]*) \|", text, re.M) or [""]
         assert row.strip() == ", ".join(f"`{label}`" for label in labels), name
+
+
+def test_processes_that_compute_on_the_cpu_keep_memory_in_the_same_way_everywhere() -> None:
+    """Where Ray is not started by a run, somebody else has to set what it would set."""
+    compose = yaml.safe_load((INFRA / "compose.yaml").read_text(encoding="ascii"))
+    environment = compose["services"]["worker"]["environment"]
+    assert {name: environment[name] for name in KEEP_FREED} == KEEP_FREED
+    said = " ".join(f"{name}={value}" for name, value in KEEP_FREED.items())
+    assert f"export {said}" in (ROOT / "docs" / "how-to" / "speed.md").read_text(encoding="ascii")
