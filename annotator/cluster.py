@@ -179,7 +179,7 @@ def _label_on_ray(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
 
     low, high = _workers_here(order.job, len(shards))
     try:
-        with closing(_texts(_dataset(order, shards, low, high))) as texts:
+        with closing(_summary_texts(_dataset(order, shards, low, high))) as texts:
             for text in texts:
                 summary = Summary.from_json(text)
                 if summary.refused:
@@ -190,7 +190,7 @@ def _label_on_ray(order: _Order, shards: Sequence[Shard]) -> Iterator[Summary]:
         raise IncompleteRunError(f"Ray gave up on this round: {text}; run again to go on") from err
 
 
-def _texts(dataset: Dataset) -> Generator[str, None, None]:
+def _summary_texts(dataset: Dataset) -> Generator[str, None, None]:
     """Yield summaries as they come, as JSON; closing it ends all of Ray Data's threads.
 
     Those of its `iter_rows` may outlive the loop, and one that then touches Ray, whose session has ended, ends the

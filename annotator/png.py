@@ -60,7 +60,7 @@ def decode(data: bytes) -> np.ndarray:
 
     Raises: ValueError for anything that is damaged, or of a kind that `encode` does not write.
     """
-    check(data)  # before anything is allocated by what a header says
+    check(data)  # before anything is allocated by what a damaged header says
     bits, colour = size_and_kind(data)[2:]
     if bits not in (8, 16) or colour not in (_GRAY, _RGB, _PALETTE):
         raise ValueError(f"PNG of {bits} bits and colour type {colour}; expected 8 or 16 bits, gray, RGB or palette")
